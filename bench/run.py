@@ -1,0 +1,102 @@
+"""Measure this project on this machine: one command, one file of named figures.
+
+python bench/run.py [--reuse <folder of an earlier demo>]
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import fire
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results.json"
+PACKAGES = ("emseg", "monai", "torch", "numpy", "tensorstore", "mwatershed")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Args:
+        name: what was measured, parts separated by dots, such as "demo.training.seconds".
+        value: the number.
+        unit: "s", "MiB", "bits" or "1".
+    """
+
+    name: str
+    value: float
+    unit: str
+
+
+def bench(reuse: str | None = None) -> None:
+    """Run every bench, write bench/results.json, print a table.
+
+    Args:
+        reuse: folder of a demo: its finished steps count with the time they took then. Without it
+            the demo runs in a new temporary folder.
+    """
+    with tempfile.TemporaryDirectory() as fresh:
+        folder = Path(os.path.abspath(reuse)) if reuse else Path(fresh) / "demo"
+        figures = demo_figures(folder)
+    results = {
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "figures": [asdict(figure) for figure in figures],
+    }
+    part = RESULTS.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(part, RESULTS)
+    print(f"\n{table(figures)}\n\nWritten to {RESULTS}")
+
+
+def demo_figures(folder: Path) -> list[Figure]:
+    """Seconds and peak memory of each step of the demo, and the scores it reached."""
+    command = [sys.executable, "-m", "scripts.demo", "--out", str(folder)]
+    status = subprocess.run(command, cwd=ROOT / "bundle", check=False).returncode
+    if status:
+        raise SystemExit(f"the demo failed with status {status}; the lines above say why")
+    figures = []
+    for record in json.loads((folder / "steps.json").read_text()):
+        figures.append(Figure(f"demo.{record['step']}.seconds", record["seconds"], "s"))
+        figures.append(Figure(f"demo.{record['step']}.peak_memory", record["peak_mib"], "MiB"))
+    (entry,) = json.loads((folder / "eval" / "scores.json").read_text())["entries"]
+    figures.append(Figure("demo.voi", entry["voi"], "bits"))
+    figures.append(Figure("demo.adapted_rand", entry["adapted_rand"], "1"))
+    return figures
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, cores this process may use, and memory in MiB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    system = f"{platform.system()} {platform.machine()}"
+    return {"cpu": _cpu(), "cores": cores or 1, "memory_mib": memory, "system": system}
+
+
+def _cpu() -> str:
+    """Model name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    return model[1] if model else platform.processor()
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Figures as aligned text."""
+    widest = max(len(figure.name) for figure in figures)
+    return "\n".join(f"{f.name:<{widest}}  {f.value:>10.3f} {f.unit}" for f in figures)
+
+
+if __name__ == "__main__":
+    fire.Fire(bench)

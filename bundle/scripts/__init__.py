@@ -1,0 +1,1 @@
+"""Command-line tools of the bundle; no configuration refers to them."""

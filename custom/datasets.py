@@ -1,0 +1,347 @@
+"""Samples for training, validation and inference."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from funlib.geometry import Roi
+from monai.transforms import Randomizable, Transform
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from custom.datalist import OpenEntry, open_entry, parse_datalist
+from custom.errors import InputError
+from custom.features.backbone import BackboneSource
+from custom.features.cache import CachedVolume, open_cache
+from custom.features.extraction import extract_planes
+from custom.features.intensity import (
+    IntensityWindow,
+    measure_intensity_window,
+    to_uint8,
+    to_unit_range,
+)
+from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.triplane import PlaneGrid
+from custom.targets.halo import target_halo
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+
+MAX_DRAWS = 100
+REGIONS = ("roi", "volume")
+
+
+class CropDataset(Dataset[Sample]):
+    """Random crops of cached volumes.
+
+    The crop of a sample follows from the seed and the sample's number alone, whatever process asks
+    for it. Volumes are drawn in proportion to the number of places a crop can take in them. Crops in
+    which labels count in less than ``min_labelled`` of the voxels are drawn anew.
+
+    A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
+    ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``; ``labels``
+    int64 and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx) with the halo that targets need;
+    ``voxel_size_nm`` (3,).
+
+    Args:
+        volumes: cached volumes with labels.
+        crop_size: (D, H, W) of a crop.
+        affinity_offsets: offsets of the targets, for the halo.
+        lsd_sigma_nm: sigma of the LSDs in nm, for the halo; None without LSDs.
+        num_samples: samples per epoch.
+        seed: of all draws.
+        min_labelled: smallest fraction of voxels where labels count.
+        use_tokens: read the tokens; False for raw-only networks.
+        transform: applied to every sample; its random state is seeded per sample.
+
+    Raises:
+        InputError: a volume has no labels, the crop is larger than every volume; when reading, no
+            crop has enough labels.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[CachedVolume],
+        crop_size: Sequence[int],
+        affinity_offsets: Sequence[Sequence[int]],
+        lsd_sigma_nm: float | None,
+        num_samples: int,
+        seed: int = 0,
+        min_labelled: float = 0.1,
+        use_tokens: bool = True,
+        transform: Transform | None = None,
+    ) -> None:
+        depth, height, width = (int(size) for size in crop_size)
+        self.crop_size = (depth, height, width)
+        self.volumes = [v for v in volumes if self._fits(v)]
+        if not self.volumes:
+            raise InputError(
+                f"crop_size {list(self.crop_size)} is larger than every training volume (the shapes "
+                f"are {', '.join(str(list(v.shape)) for v in volumes)}); make it smaller."
+            )
+        places = [self._places(volume) for volume in self.volumes]
+        self.shares = np.array(places) / sum(places)
+        self.halos = [
+            target_halo(affinity_offsets, lsd_sigma_nm, v.voxel_size_nm) for v in self.volumes
+        ]
+        self.num_samples = num_samples
+        self.seed = seed
+        self.min_labelled = min_labelled
+        self.use_tokens = use_tokens
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __getitem__(self, number: int) -> Sample:
+        """Sample of that number; numbers go on from one epoch to the next."""
+        random = np.random.default_rng((self.seed, number))
+        index, offset = self._draw(random)
+        sample = self._read(index, offset)
+        if self.transform is None:
+            return sample
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed=int(random.integers(2**32)))
+        transformed: Sample = self.transform(sample)
+        return transformed
+
+    def _fits(self, volume: CachedVolume) -> bool:
+        if not volume.has_labels:
+            raise InputError(f"training volume '{volume.id}' was cached without labels.")
+        if all(c <= s for c, s in zip(self.crop_size, volume.shape, strict=True)):
+            return True
+        logger.warning(
+            "training volume '%s' %s is smaller than crop_size %s and is left out",
+            volume.id,
+            list(volume.shape),
+            list(self.crop_size),
+        )
+        return False
+
+    def _places(self, volume: CachedVolume) -> int:
+        return int(
+            np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)])
+        )
+
+    def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+        """A volume and a place in it with enough labels."""
+        for _ in range(MAX_DRAWS):
+            index = int(random.choice(len(self.volumes), p=self.shares))
+            volume = self.volumes[index]
+            offset = tuple(
+                int(random.integers(s - c + 1))
+                for c, s in zip(self.crop_size, volume.shape, strict=True)
+            )
+            labels, mask = volume.read_labels(Roi(offset, self.crop_size))
+            if mask.mean() >= self.min_labelled and (mask & (labels != 0)).any():
+                return index, offset
+        raise InputError(
+            f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} has labels in "
+            f"{self.min_labelled:.0%} of its voxels; check labels and mask, or lower min_labelled."
+        )
+
+    def _read(self, index: int, offset: tuple[int, ...]) -> Sample:
+        volume, halo = self.volumes[index], self.halos[index]
+        roi = Roi(offset, self.crop_size)
+        labels, mask = volume.read_labels(roi.grow(halo, halo))
+        sample: Sample = {
+            "image": _image(volume.read_raw(roi), volume.raw_window),
+            "labels": torch.from_numpy(labels.astype(np.int64))[None],
+            "mask": torch.from_numpy(mask)[None],
+            "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
+        }
+        if self.use_tokens:
+            for plane in volume.spec.planes:
+                _add_grid(sample, plane, volume.plane_grid(plane, roi))
+        return sample
+
+
+class CropSampler(DistributedSampler[int]):
+    """Numbers of an epoch's samples: epoch 1 has 0 to n - 1, epoch 2 goes on from n.
+
+    MONAI's engines tell it the epoch, so a resumed run goes on where it stood. Under torchrun each
+    process gets its own share.
+
+    Args:
+        dataset: gives the number of samples per epoch.
+    """
+
+    def __init__(self, dataset: CropDataset) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        super().__init__(
+            dataset,
+            num_replicas=None if distributed else 1,
+            rank=None if distributed else 0,
+            shuffle=False,
+        )
+        self.epoch = 1
+
+    def __iter__(self) -> Any:
+        base = (self.epoch - 1) * len(self.dataset)  # type: ignore[arg-type]  # torch types Dataset without a length
+        return (base + index for index in super().__iter__())
+
+
+class CachedVolumeDataset(Dataset[Sample]):
+    """Whole cached volumes.
+
+    An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm`` (of
+    its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do not count.
+
+    Args:
+        volumes: cached volumes.
+        use_tokens: read the tokens; False for raw-only networks.
+    """
+
+    def __init__(self, volumes: Sequence[CachedVolume], use_tokens: bool = True) -> None:
+        self.volumes = list(volumes)
+        self.use_tokens = use_tokens
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> Sample:
+        volume = self.volumes[index]
+        whole = Roi((0, 0, 0), volume.shape)
+        image = _image(volume.read_raw(whole), volume.raw_window)
+        sample = _described(image, volume.id, volume.voxel_size_nm, volume.offset_nm)
+        if volume.has_labels:
+            labels, mask = volume.read_labels(whole)
+            sample["label"] = torch.from_numpy(np.where(mask, labels, 0).astype(np.int64))[None]
+        if self.use_tokens:
+            for plane in volume.spec.planes:
+                _add_grid(sample, plane, volume.plane_grid(plane))
+        return sample
+
+
+class RawVolumeDataset(Dataset[Sample]):
+    """Whole volumes from raw, features extracted when an item is asked for.
+
+    Items as in ``CachedVolumeDataset``, without ``label``.
+
+    Args:
+        datalist: path of the datalist.
+        section: "training", "validation" or "test".
+        backbone: as in ``load_backbone``.
+        features: the config's ``features``.
+        region: "roi": an entry's ROI where it has one; "volume": all of raw.
+        use_tokens: extract tokens; False for raw-only networks.
+        device: where the backbone computes.
+        amp: bfloat16 autocast for the backbone.
+
+    Raises:
+        InputError: the datalist, the backbone or the features are at fault, or the section is empty.
+    """
+
+    def __init__(
+        self,
+        datalist: str,
+        section: str,
+        backbone: BackboneSource,
+        features: Mapping[str, Any],
+        region: str = "roi",
+        use_tokens: bool = True,
+        device: str | torch.device = "cpu",
+        amp: bool = False,
+    ) -> None:
+        if region not in REGIONS:
+            raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
+        entries = parse_datalist(datalist).section(section)
+        if not entries:
+            raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
+        self.entries = [open_entry(entry) for entry in entries]
+        self.region = region
+        self.use_tokens = use_tokens
+        self.backbone, self.spec = load_backbone_and_spec(backbone, features, device, amp)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        opened = self.entries[index]
+        roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
+        window = opened.entry.intensity_window or measure_intensity_window(
+            opened.raw, self.spec.intensity_percentiles
+        )
+        raw = opened.read_raw(roi)
+        image = _image(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
+        offset = [
+            o + b * v
+            for o, b, v in zip(
+                opened.raw.metadata.offset_nm, roi.begin, opened.voxel_size_nm, strict=True
+            )
+        ]
+        sample = _described(image, opened.entry.id, opened.voxel_size_nm, offset)
+        if self.use_tokens:
+            for plane, grid in self._grids(opened, roi, window).items():
+                _add_grid(sample, plane, grid)
+        return sample
+
+    def _grids(
+        self, opened: OpenEntry, roi: Roi, window: IntensityWindow
+    ) -> dict[str, PlaneGrid]:
+        shape = opened.raw.metadata.shape
+        return extract_planes(
+            opened.read_raw, shape, roi, self.backbone, self.spec, window, progress=True
+        )
+
+
+def inference_dataset(
+    source: str,
+    datalist: str,
+    section: str,
+    cache_dir: str,
+    backbone: BackboneSource,
+    features: Mapping[str, Any],
+    region: str = "roi",
+    use_tokens: bool = True,
+    device: str | torch.device = "cpu",
+    amp: bool = False,
+) -> RawVolumeDataset | CachedVolumeDataset:
+    """Volumes to segment, from raw or from a cache.
+
+    Args:
+        source: "raw": extract features from the datalist's raw volumes; "cache": read them.
+        cache_dir: folder of the cache, for "cache".
+
+    The other arguments are those of ``RawVolumeDataset``.
+
+    Raises:
+        InputError: unknown source; the sources are at fault.
+    """
+    if source == "raw":
+        return RawVolumeDataset(
+            datalist, section, backbone, features, region, use_tokens, device, amp
+        )
+    if source == "cache":
+        return CachedVolumeDataset(open_cache(cache_dir, section), use_tokens)
+    raise InputError(f"source must be 'raw' or 'cache', got {source!r}.")
+
+
+def dataset_spec(dataset: RawVolumeDataset | CachedVolumeDataset | CropDataset) -> FeatureSpec:
+    """The features that a dataset's samples have."""
+    return dataset.spec if isinstance(dataset, RawVolumeDataset) else dataset.volumes[0].spec
+
+
+def _image(raw: NDArray[np.uint8], window: IntensityWindow) -> Tensor:
+    """Raw (D, H, W) as (1, D, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(to_unit_range(raw, window) * 2 - 1)[None]
+
+
+def _described(
+    image: Tensor, name: str, voxel_size_nm: Sequence[float], offset_nm: Sequence[float]
+) -> Sample:
+    return {
+        "image": image,
+        "id": name,
+        "voxel_size_nm": torch.tensor(voxel_size_nm, dtype=torch.float64),
+        "offset_nm": torch.tensor(offset_nm, dtype=torch.float64),
+    }
+
+
+def _add_grid(sample: Sample, plane: str, grid: PlaneGrid) -> None:
+    sample[f"tokens_{plane}"] = grid.values
+    sample[f"placement_{plane}"] = grid.placement

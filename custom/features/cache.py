@@ -1,0 +1,343 @@
+"""The feature cache: write a volume's features, raw and labels once, read crops of them often."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+import torch
+from funlib.geometry.roi import Roi
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+
+from custom.errors import InputError
+from custom.features.cache_files import (
+    FORMAT,
+    TOKEN_CHUNK,
+    VOXEL_CHUNK,
+    Json,
+    VolumeFiles,
+    bytes_on_disk,
+    create_array,
+    create_group,
+    open_array,
+    read_json,
+    token_array,
+    volumes_in,
+    write_json,
+)
+from custom.features.spec import FeatureSpec
+from custom.features.triplane import PlaneGrid, entries_for, placed_at, take
+from custom.planes import NORMAL_AXIS
+from custom.voxel_grid import Triple
+
+logger = logging.getLogger(__name__)
+
+RUN_PREPROCESSING = "run preprocessing"
+
+RAW_KEPT = "as it is"
+RAW_RESCALED = "intensity_window to 0-255, clipped"
+
+
+class VolumeWriter:
+    """Writes one volume of a cache, slab by slab, and takes up an interrupted one.
+
+    Every array grows along one axis; after each slab a marker says how far it is, so that a run
+    that was killed goes on where it stood. ``finish`` makes the volume exist.
+
+    Args:
+        files: where the volume lies.
+        request: all that decides what is written, plain JSON values; work of an interrupted run
+            counts only if it had the same request.
+
+    Raises:
+        ValueError: the volume is finished.
+    """
+
+    def __init__(self, files: VolumeFiles, request: Mapping[str, Any]) -> None:
+        if files.finished:
+            raise ValueError(f"{files.arrays} is finished")
+        self.files = files
+        found = read_json(files.progress)
+        self._progress: Json = {"format": FORMAT, "request": dict(request), "written": {}}
+        self.resumed = found.get("request") == self._progress["request"] and any(found["written"])
+        if self.resumed:
+            self._progress = found
+        else:  # the marker first: if this is killed, the next run does not trust what is left
+            write_json(files.progress, self._progress)
+            files.remove_arrays()
+        create_group(files.arrays)
+        self._arrays: dict[str, tensorstore.TensorStore] = {}
+
+    def create_tokens(self, plane: str, shape: Sequence[int], dtype: str) -> int:
+        """Array (C, slices, h, w) of a plane; returns how many slices are there already."""
+        chunks = (shape[0], *TOKEN_CHUNK)
+        return self._create(token_array(plane), shape, dtype, chunks, compress=False)
+
+    def create_voxels(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> int:
+        """Array (D, H, W) of voxels; returns how many sections are there already."""
+        return self._create(name, shape, dtype, VOXEL_CHUNK, compress=True)
+
+    def _create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        chunks: Sequence[int],
+        compress: bool,
+    ) -> int:
+        path = self.files.arrays / name
+        self._arrays[name] = create_array(path, shape, dtype, chunks, compress)
+        return int(self._progress["written"].get(name, 0))
+
+    def write_table(self, name: str, values: NDArray[Any]) -> None:
+        """A one-dimensional array, whole."""
+        self._create(name, values.shape, values.dtype, values.shape, compress=True)
+        self._write(name, (slice(None),), values, len(values))
+
+    def write_tokens(self, plane: str, begin: int, values: Tensor) -> None:
+        """Features (C, slices, h, w) of the slices from ``begin`` on."""
+        end = begin + values.shape[1]
+        self._write(token_array(plane), (slice(None), slice(begin, end)), values.numpy(), end)
+
+    def write_voxels(self, name: str, begin: int, values: NDArray[Any]) -> None:
+        """Sections (sections, H, W) from ``begin`` on."""
+        end = begin + len(values)
+        self._write(name, (slice(begin, end),), values, end)
+
+    def _write(self, name: str, place: tuple[slice, ...], values: NDArray[Any], end: int) -> None:
+        self._arrays[name][place].write(values).result()
+        self._progress["written"][name] = end
+        write_json(self.files.progress, self._progress)
+
+    def finish(self, metadata: Mapping[str, Any]) -> None:
+        """Write the metadata, with the arrays' shapes and sizes: from now on the volume exists."""
+        arrays = {name: self._describe(name, array) for name, array in self._arrays.items()}
+        everything = {"format": FORMAT, **self._progress["request"], **metadata, "arrays": arrays}
+        write_json(self.files.metadata, everything)
+        self.files.remove_progress()
+
+    def _describe(self, name: str, array: tensorstore.TensorStore) -> Json:
+        return {
+            "shape": list(array.shape),
+            "dtype": array.dtype.name,
+            "chunks": array.spec().to_json()["metadata"]["chunks"],
+            "bytes": bytes_on_disk(self.files.arrays / name),
+        }
+
+
+class CachedVolume:
+    """A finished volume of a cache.
+
+    It may be pickled and read from several threads; arrays are opened in the process that first
+    reads them. Boxes are in voxels of the cached ROI, whose corner is (0, 0, 0).
+
+    Args:
+        path: the volume's folder, ``<cache_dir>/volume_000000.zarr``.
+
+    Raises:
+        InputError: there is no such volume, or its preprocessing has not finished.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        name = self.path.name.removesuffix(".zarr")
+        metadata = read_json(self.path.with_name(f"{name}_metadata.json"))
+        if metadata.get("format") != FORMAT or not self.path.is_dir():
+            raise InputError(
+                f"cached volume '{self.path}' is not there or not finished: {RUN_PREPROCESSING}"
+            )
+        self.metadata: Mapping[str, Any] = metadata
+        self.spec = FeatureSpec.from_json(metadata["features"])
+        self._arrays: dict[str, tensorstore.TensorStore] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__}
+
+    @property
+    def id(self) -> str:
+        """Id of the datalist's entry."""
+        return str(self.metadata["entry"]["id"])
+
+    @property
+    def section(self) -> str:
+        """Section of the datalist: "training", "validation" or "test"."""
+        return str(self.metadata["entry"]["section"])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the cached ROI."""
+        depth, height, width = self.metadata["roi"]["shape"]
+        return depth, height, width
+
+    @property
+    def voxel_size_nm(self) -> Triple:
+        """Voxel size, zyx."""
+        z, y, x = self.metadata["voxel_size_nm"]
+        return z, y, x
+
+    @property
+    def offset_nm(self) -> Triple:
+        """Position of the centre of the ROI's first voxel, zyx."""
+        z, y, x = self.metadata["offset_nm"]
+        return z, y, x
+
+    @property
+    def raw_window(self) -> tuple[float, float]:
+        """Values of the cached raw that the intensity window maps to 0 and 1."""
+        low, high = self.metadata["intensity_window"]
+        return (low, high) if self.metadata["raw_rule"] == RAW_KEPT else (0.0, 255.0)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels and their mask."""
+        return "gt" in self.metadata["arrays"]
+
+    def placement(self, plane: str) -> tuple[Triple, Triple]:
+        """Start and step of a plane's whole grid, voxels, zyx."""
+        placed = self.metadata["planes"][plane]
+        return tuple(placed["start"]), tuple(placed["step"])
+
+    def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
+        """A plane's features for a box, or for the whole volume.
+
+        As ``triplane.crop``: the number of entries depends on the box's shape alone.
+        """
+        start, step = self.placement(plane)
+        if roi is None:
+            values = self._read(token_array(plane)).movedim(1, 1 + NORMAL_AXIS[plane])
+            return PlaneGrid(values, start, step)
+        first, count = entries_for(start, step, roi.offset, roi.shape)
+        return placed_at(self.read_tokens(plane, Roi(first, count)), start, step, first, roi.offset)
+
+    def read_tokens(self, plane: str, entries: Roi) -> Tensor:
+        """Features of a box of grid entries.
+
+        Args:
+            plane: "xy", "xz" or "yz".
+            entries: box of entries, zyx: voxels along the plane's normal, patches along the other
+                axes. It may stick out; the grid's border repeats there, as in interpolation.
+
+        Returns:
+            (C, d, h, w) in the cache's dtype.
+        """
+        name, normal = token_array(plane), NORMAL_AXIS[plane]
+        shape = list(self.metadata["arrays"][name]["shape"][1:])
+        shape.insert(normal, shape.pop(0))
+        first = [min(max(b, 0), n - 1) for b, n in zip(entries.begin, shape, strict=True)]
+        end = [min(max(e, 1), n) for e, n in zip(entries.end, shape, strict=True)]
+        box = [slice(a, max(a + 1, b)) for a, b in zip(first, end, strict=True)]
+        box.insert(0, box.pop(normal))
+        values = self._read(name, (slice(None), *box)).movedim(1, 1 + normal)
+        return take(
+            values, [b - f for b, f in zip(entries.begin, first, strict=True)], entries.shape
+        )
+
+    def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
+        """Raw of a box as uint8 (D, H, W), 0 outside the cached ROI."""
+        return self._read_voxels("raw", roi)
+
+    def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Labels and mask of a box.
+
+        Returns:
+            labels: (D, H, W) uint32, consecutive ids (``label_ids`` has the source's); 0 outside.
+            mask: (D, H, W), True where labels count; False outside.
+
+        Raises:
+            ValueError: the volume was cached without labels.
+        """
+        if not self.has_labels:
+            raise ValueError(f"{self.path} has no labels")
+        return self._read_voxels("gt", roi), self._read_voxels("mask", roi)
+
+    def label_ids(self) -> NDArray[np.uint64]:
+        """The source's id of every cached label: ``label_ids()[labels]``."""
+        ids: NDArray[np.uint64] = self._array("gt_ids").read().result()
+        return ids
+
+    def _read_voxels(self, name: str, roi: Roi) -> NDArray[Any]:
+        """Box of a voxel array, padded with 0."""
+        part = roi.intersect(Roi((0, 0, 0), self.shape))
+        array = self._array(name)
+        values = np.zeros(tuple(roi.shape), dtype=array.dtype.numpy_dtype)
+        if not part.empty:
+            values[(part - roi.offset).to_slices()] = array[part.to_slices()].read().result()
+        return values
+
+    def _read(self, name: str, box: tuple[slice, ...] = ()) -> Tensor:
+        return torch.from_numpy(self._array(name)[box].read().result())
+
+    def _array(self, name: str) -> tensorstore.TensorStore:
+        if name not in self._arrays:  # two threads may both open it; either handle will do
+            self._arrays[name] = open_array(self.path / name)
+        return self._arrays[name]
+
+
+def open_cache(
+    cache_dir: str | Path,
+    section: str | None = None,
+    ids: Sequence[str] | None = None,
+    spec: FeatureSpec | None = None,
+) -> list[CachedVolume]:
+    """Finished volumes of a cache, in the datalist's order.
+
+    Args:
+        cache_dir: folder of the cache.
+        section: only those of "training", "validation" or "test".
+        ids: only these entries.
+        spec: the features that are wanted.
+
+    Raises:
+        InputError: no such cache; one of the wanted volumes is missing or unfinished; no volume is
+            left; the features are not the wanted ones, or not the same in all volumes.
+    """
+    cache_dir = Path(cache_dir).absolute()
+    where = f"cache_dir '{cache_dir}'"
+    entries = {files: _entry(files) for files in volumes_in(cache_dir)}
+    wanted = {
+        files: entry
+        for files, entry in entries.items()
+        if section in (None, entry["section"]) and (ids is None or entry["id"] in ids)
+    }
+    missing = sorted(set(ids or ()) - {entry["id"] for entry in wanted.values()})
+    unfinished = [entry["id"] for files, entry in wanted.items() if not files.finished]
+    what = f" {section}" if section else ""
+    if missing:
+        raise InputError(f"{where} has no{what} volume '{missing[0]}': {RUN_PREPROCESSING}")
+    if unfinished:
+        raise InputError(f"{where}: volume '{unfinished[0]}' is unfinished: {RUN_PREPROCESSING}")
+    if not wanted:
+        raise InputError(
+            f"{where} has no{what} volumes: {RUN_PREPROCESSING}, or check the datalist"
+        )
+    volumes = [CachedVolume(files.arrays) for files in wanted]
+    for volume in volumes:
+        refuse_difference(volume.spec, spec or volumes[0].spec, volume.path)
+    return volumes
+
+
+def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> None:
+    """Refuse a cache whose features are not the wanted ones.
+
+    Raises:
+        InputError: lists what differs.
+    """
+    difference = cached.difference(wanted)
+    if difference:
+        names = " and ".join(f"features.{item.split()[0]}" for item in difference)
+        raise InputError(
+            f"feature cache '{path}' differs from the request in: {', '.join(difference)}. Extract "
+            f"again into another cache_dir or change {names}."
+        )
+
+
+def _entry(files: VolumeFiles) -> Json:
+    """Entry that a volume is made from, finished or not."""
+    if files.finished:
+        entry: Json = read_json(files.metadata)["entry"]
+    else:
+        entry = read_json(files.progress)["request"]["entry"]
+    return entry

@@ -1,0 +1,249 @@
+"""What made the features: everything that two sets of features must share to be comparable."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from custom.errors import InputError
+from custom.features.backbone import Backbone, BackboneSource, load_backbone, resolve_layers
+from custom.json_fields import check_keys, numbers, sequence
+from custom.planes import PLANES
+from custom.voxel_grid import Triple
+
+DEFAULTS: Mapping[str, Any] = {
+    "layers": [-1],
+    "final_norm": True,
+    "pixels_per_voxel": 1.0,
+    "window": 512,
+    "overlap": 0,
+    "planes": list(PLANES),
+    "intensity_percentiles": [0.1, 99.9],
+    "dtype": "float16",
+    "layout": "tokens",
+}
+DTYPES = ("float16", "float32")
+LAYOUTS = ("tokens",)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Backbone, scale, window and intensities that a set of features was made with.
+
+    Args:
+        backbone: what the user called it: hub id, folder, or "random <model_type>".
+        digest: of the backbone's weights (``weights_digest``).
+        patch_size: pixels per patch along either axis.
+        channels: of the features, all layers together.
+        layers: numbers of the blocks, 1 to n.
+        final_norm: whether the model's last norm was applied to each of them.
+        pixels_per_voxel: zyx; the scale at which the backbone sees the volume.
+        window: edge of the square image given to the backbone at once, pixels.
+        overlap: of neighbouring windows, pixels; tokens are blended there.
+        planes: of "xy", "xz", "yz", in this order.
+        intensity_percentiles: of the raw source, mapped to 0 and 1 where no window is given.
+        image_mean: subtracted from images in [0, 1], per channel.
+        image_std: images are divided by it, per channel.
+        dtype: of the stored features.
+        layout: "tokens": patch grids of the planes.
+
+    Raises:
+        InputError: a value out of range, or values that contradict each other.
+    """
+
+    backbone: str
+    digest: str
+    patch_size: int
+    channels: int
+    layers: tuple[int, ...]
+    final_norm: bool
+    pixels_per_voxel: Triple
+    window: int
+    overlap: int
+    planes: tuple[str, ...]
+    intensity_percentiles: tuple[float, float]
+    image_mean: Triple
+    image_std: Triple
+    dtype: str
+    layout: str
+
+    def __post_init__(self) -> None:
+        self._check_scale()
+        self._check_windows()
+        if list(self.planes) != [plane for plane in PLANES if plane in self.planes]:
+            raise InputError(
+                f"features.planes must be of {list(PLANES)}, in this order, "
+                f"got {list(self.planes)}."
+            )
+        if not self.planes:
+            raise InputError(f"features.planes must name at least one of {list(PLANES)}.")
+        for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"features.{name} must be {' or '.join(map(repr, known))}, "
+                    f"got {getattr(self, name)!r}."
+                )
+
+    def _check_scale(self) -> None:
+        if len(self.pixels_per_voxel) != 3 or min(self.pixels_per_voxel) <= 0:
+            raise InputError(
+                "features.pixels_per_voxel must be one positive number, or three for z, y and x, "
+                f"got {list(self.pixels_per_voxel)}."
+            )
+        percentiles = self.intensity_percentiles
+        if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+            raise InputError(
+                "features.intensity_percentiles must be two numbers between 0 and 100, the lower "
+                f"one first, got {list(percentiles)}."
+            )
+
+    def _check_windows(self) -> None:
+        if self.window <= 0 or self.window % self.patch_size:
+            below = max(1, self.window // self.patch_size) * self.patch_size
+            raise InputError(
+                f"features.window must be a multiple of the backbone's patch size of "
+                f"{self.patch_size} pixels, got {self.window}; try {below}."
+            )
+        if not 0 <= self.overlap < self.window or self.overlap % self.patch_size:
+            raise InputError(
+                f"features.overlap must be a multiple of the backbone's patch size of "
+                f"{self.patch_size} pixels, from 0 to below the window of {self.window}, "
+                f"got {self.overlap}."
+            )
+
+    @property
+    def voxels_per_patch(self) -> Triple:
+        """Edge of a patch in voxels, zyx, for the axes that lie in a plane."""
+        z, y, x = (self.patch_size / scale for scale in self.pixels_per_voxel)
+        return z, y, x
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``json.dump``."""
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "FeatureSpec":
+        """The spec that ``to_json`` was called on.
+
+        Raises:
+            InputError: a key is missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            wrong = sorted(names.symmetric_difference(values))
+            raise InputError(
+                f"this feature spec was written by another version: {', '.join(wrong)} missing or "
+                "unknown. Extract the features again."
+            )
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**given)
+
+    def difference(self, other: "FeatureSpec") -> list[str]:
+        """What differs, each as "window (512, not 896)": this spec's value, then the other's.
+
+        A backbone is its weights: its name counts only where the digests differ.
+        """
+        same_weights = self.digest == other.digest
+        here, there = self.to_json(), other.to_json()
+        return [
+            f"{name} ({_short(here[name])}, not {_short(there[name])})"
+            for name in here
+            if here[name] != there[name] and not (name == "backbone" and same_weights)
+        ]
+
+
+def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's ``features`` with its defaults filled in.
+
+    Raises:
+        InputError: a key that is not known.
+    """
+    check_keys(settings, list(DEFAULTS), "features")
+    return {**DEFAULTS, **settings}
+
+
+def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
+    """Spec of the features that a backbone gives under the config's ``features``.
+
+    Args:
+        settings: ``layers``, ``final_norm``, ``pixels_per_voxel`` (one number, or three for z, y,
+            x), ``window``, ``overlap``, ``planes``, ``intensity_percentiles``, ``dtype``,
+            ``layout``; ``DEFAULTS`` stand in for those that are missing.
+        backbone: loaded with the settings' ``layers`` and ``final_norm``.
+
+    Raises:
+        InputError: a setting is unknown, of the wrong kind or out of range.
+        ValueError: the backbone was loaded with other layers or another norm than the settings'.
+    """
+    chosen = complete_settings(settings)
+    layers = resolve_layers(chosen["layers"], backbone.num_layers, backbone.name)
+    if (layers, chosen["final_norm"]) != (backbone.layers, backbone.final_norm):
+        raise ValueError(
+            f"the backbone was loaded with layers {backbone.layers} and final_norm "
+            f"{backbone.final_norm}, the settings say {layers} and {chosen['final_norm']}"
+        )
+    return FeatureSpec(
+        backbone=backbone.name,
+        digest=backbone.digest,
+        patch_size=backbone.patch_size,
+        channels=backbone.channels,
+        layers=backbone.layers,
+        final_norm=backbone.final_norm,
+        pixels_per_voxel=_triple(chosen["pixels_per_voxel"]),
+        window=_integer("window", chosen["window"]),
+        overlap=_integer("overlap", chosen["overlap"]),
+        planes=tuple(sequence(chosen["planes"], "features.planes")),
+        intensity_percentiles=_pair("intensity_percentiles", chosen["intensity_percentiles"]),
+        image_mean=backbone.image_mean,
+        image_std=backbone.image_std,
+        dtype=chosen["dtype"],
+        layout=chosen["layout"],
+    )
+
+
+def load_backbone_and_spec(
+    source: BackboneSource,
+    settings: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+    amp: bool = False,
+) -> tuple[Backbone, FeatureSpec]:
+    """The backbone that the config's ``backbone`` and ``features`` ask for, and its spec.
+
+    Args:
+        source: as in ``load_backbone``.
+        settings: as in ``make_spec``.
+        device: where the backbone computes.
+        amp: bfloat16 autocast.
+
+    Raises:
+        InputError: as ``load_backbone`` and ``make_spec``.
+    """
+    chosen = complete_settings(settings)
+    backbone = load_backbone(source, chosen["layers"], chosen["final_norm"], device, amp)
+    return backbone, make_spec(chosen, backbone)
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)).join("[]") if isinstance(value, list) else str(value)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"features.{name} must be a whole number of pixels, got {value!r}.")
+    return value
+
+
+def _triple(value: Any) -> Triple:
+    """One number for all axes, or three."""
+    values = value if isinstance(value, list) else [value] * 3
+    z, y, x = numbers(values, 3, "features.pixels_per_voxel")
+    return float(z), float(y), float(x)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    low, high = numbers(value, 2, f"features.{name}")
+    return float(low), float(high)

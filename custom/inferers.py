@@ -1,0 +1,155 @@
+"""How a batch reaches the network: with its tokens, in windows, in bfloat16."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from monai.inferers import Inferer, SlidingWindowInferer
+from torch import Tensor
+
+from custom.features.triplane import PlaneGrid, crop
+from custom.planes import PLANES
+
+
+class PrepareTokenBatch(PrepareBatch):
+    """Image, label, and as keyword arguments the tokens and placements that the batch has.
+
+    Args:
+        tokens_to_device: move tokens along with the image; False leaves them where they are, for an
+            inferer that takes what each window needs.
+    """
+
+    def __init__(self, tokens_to_device: bool = True) -> None:
+        self.tokens_to_device = tokens_to_device
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Tensor]]:
+        """(image, label or None, no positional arguments, tokens by the network's argument names)."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=non_blocking, **kwargs)
+
+        names = [f"{kind}_{plane}" for plane in PLANES for kind in ("tokens", "placement")]
+        extra = {name: batchdata[name] for name in names if name in batchdata}
+        if self.tokens_to_device:
+            extra = {name: moved(value) for name, value in extra.items()}
+        label = batchdata.get("label")
+        return moved(batchdata["image"]), None if label is None else moved(label), (), extra
+
+
+class CropInferer(Inferer):
+    """The network on whole crops.
+
+    Args:
+        amp: run the network under bfloat16 autocast.
+    """
+
+    def __init__(self, amp: bool = False) -> None:
+        super().__init__()
+        self.amp = _checked(amp)
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Logits (B, K + L, D, H, W), float32."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
+            return network(inputs, *args, **kwargs).float()
+
+
+class TokenSlidingWindowInferer(Inferer):
+    """The network in overlapping windows, each with its tokens, blended by a Gaussian.
+
+    Works on whole volumes: logits become probabilities before they are blended, so the result needs no
+    activation.
+
+    Args:
+        roi_size: (D, H, W) of a window; axes on which the volume is smaller use the volume's size.
+        overlap: of neighbouring windows, a fraction from 0 to below 1.
+        sw_batch_size: windows per forward pass.
+        amp: run the network under bfloat16 autocast.
+        progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        overlap: float = 0.25,
+        sw_batch_size: int = 1,
+        amp: bool = False,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.roi_size = tuple(int(size) for size in roi_size)
+        self.overlap = overlap
+        self.sw_batch_size = sw_batch_size
+        self.amp = _checked(amp)
+        self.progress = progress
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Probabilities (1, K + L, D, H, W) float32 of one volume (1, 1, D, H, W).
+
+        Raises:
+            ValueError: more than one volume at a time.
+        """
+        if inputs.shape[0] != 1:
+            raise ValueError(f"one volume at a time, got a batch of {inputs.shape[0]}")
+        grids = _grids(kwargs)
+
+        def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
+            tokens = _tokens_at(grids, places, windows.shape[2:], windows.device)
+            with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.amp):
+                logits = network(windows, *args, **tokens)
+            return logits.float().sigmoid()
+
+        roi_size = [min(r, s) for r, s in zip(self.roi_size, inputs.shape[2:], strict=True)]
+        inferer = SlidingWindowInferer(
+            roi_size,
+            self.sw_batch_size,
+            self.overlap,
+            mode="gaussian",
+            progress=self.progress,
+            with_coord=True,
+        )
+        with torch.inference_mode():
+            result: Tensor = inferer(inputs, predict)
+        return result
+
+
+def _grids(tokens: Mapping[str, Tensor]) -> dict[str, PlaneGrid]:
+    """Plane grids of a batch of one volume."""
+    grids = {}
+    for plane in PLANES:
+        if f"tokens_{plane}" in tokens:
+            start, step = (tuple(row) for row in tokens[f"placement_{plane}"][0].tolist())
+            grids[plane] = PlaneGrid(tokens[f"tokens_{plane}"][0], start, step)
+    return grids
+
+
+def _tokens_at(
+    grids: Mapping[str, PlaneGrid],
+    places: Sequence[Sequence[slice]],
+    shape: Sequence[int],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Tokens of a batch of windows, by the network's argument names."""
+    tokens: dict[str, Tensor] = {}
+    for plane, grid in grids.items():
+        parts = [crop(grid, [s.start for s in place[-3:]], shape) for place in places]
+        tokens[f"tokens_{plane}"] = torch.stack([p.values for p in parts]).to(device)
+        tokens[f"placement_{plane}"] = torch.stack([p.placement for p in parts]).to(device)
+    return tokens
+
+
+def _checked(amp: object) -> bool:
+    """Refuse the string "false", which would switch autocast on."""
+    if not isinstance(amp, bool):
+        raise ValueError(f"amp must be true or false, got {amp!r}; on the command line say False")
+    return amp

@@ -1,0 +1,86 @@
+"""Values of a user's JSON, checked field by field; each mistake is one sentence."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from custom.errors import InputError
+from custom.voxel_grid import Triple
+
+
+def read_object(path: Path, what: str) -> Mapping[str, Any]:
+    """The JSON object in a file; ``what`` names it in messages, here and below.
+
+    Raises:
+        InputError: no such file, or something else in it. So in all functions here.
+    """
+    if not path.is_file():
+        raise InputError(f"{what} does not exist")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{what} is not valid JSON: {error}") from error
+    return mapping(found, what)
+
+
+def mapping(value: object, what: str) -> Mapping[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must be a JSON object, got {value!r}")
+    return value
+
+
+def sequence(value: object, what: str) -> Sequence[Any]:
+    """A JSON list."""
+    if not isinstance(value, list):
+        raise InputError(f"{what} must be a list, got {value!r}")
+    return value
+
+
+def check_keys(found: Mapping[str, Any], known: Sequence[str], what: str) -> None:
+    """Refuse keys that are not known."""
+    for key in found:
+        if key not in known:
+            raise InputError(f"{what} has the unknown key '{key}'{hint(key, known)}")
+
+
+def hint(word: str, known: Sequence[str]) -> str:
+    """Ending of a sentence on an unknown word: the close one, else all that are known."""
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
+def numbers(value: object, count: int, what: str) -> list[float]:
+    """A list of so many finite numbers."""
+    if isinstance(value, list) and len(value) == count:
+        found: list[float] = [v for v in value if type(v) in (int, float) and math.isfinite(v)]
+        if len(found) == count:
+            return found
+    raise InputError(f"{what} must be a list of {count} numbers, got {value!r}")
+
+
+def whole_numbers(value: object, count: int, least: int, what: str) -> list[int]:
+    """A list of so many integers, none below ``least``."""
+    found = numbers(value, count, what)
+    if any(type(v) is not int or v < least for v in found):
+        raise InputError(f"{what} must be {count} whole numbers from {least} on, got {value!r}")
+    return [int(v) for v in found]
+
+
+def voxel_size(value: object, what: str) -> Triple:
+    """Three positive numbers."""
+    z, y, x = numbers(value, 3, what)
+    if min(z, y, x) <= 0:
+        raise InputError(f"{what} must be positive (z, y, x in nm), got {value!r}")
+    return float(z), float(y), float(x)
+
+
+def interval(value: object, what: str) -> tuple[float, float]:
+    """Two numbers, the lower one first."""
+    low, high = numbers(value, 2, what)
+    if low >= high:
+        raise InputError(f"{what} must be [low, high] with low < high, got {value!r}")
+    return float(low), float(high)

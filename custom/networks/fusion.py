@@ -1,0 +1,121 @@
+"""Project the tokens of three planes, fuse them, and join them with raw."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from custom.planes import PLANES, upsample_batch
+
+logger = logging.getLogger(__name__)
+
+
+class TokenFusion(nn.Module):
+    """Mean over planes of projected, bilinearly upsampled tokens.
+
+    Projection (per token, linear) comes first, on patches: upsampling and averaging are linear too, so
+    the result is that of projecting the dense average, whose C x D x H x W values never exist.
+
+    Args:
+        in_channels: channels C of a token.
+        out_channels: channels of the result.
+
+    Source:
+        The dense average is that of dinov3_playground; the order of the operations is ours.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(in_channels, out_channels)
+
+    def forward(
+        self, tokens: dict[str, Tensor], placements: dict[str, Tensor], shape: Sequence[int]
+    ) -> Tensor:
+        """Fuse plane grids to voxels.
+
+        Args:
+            tokens: by plane, (B, C, d, h, w), zyx, see ``PlaneGrid``.
+            placements: by plane, (B, 2, 3) start and step in voxels.
+            shape: (D, H, W) of the crop.
+
+        Returns:
+            (B, out_channels, D, H, W).
+        """
+        total: Tensor | None = None
+        for plane, values in tokens.items():
+            projected = self.project(values.float().movedim(1, -1)).movedim(-1, 1)
+            dense = upsample_batch(projected, placements[plane], shape, plane)
+            total = dense if total is None else total + dense
+        if total is None:
+            raise ValueError("no tokens to fuse")
+        return total / len(tokens)
+
+
+class TokenUNet(nn.Module):
+    """A network on raw and fused tokens: one tensor out, affinities first, then LSDs.
+
+    Args:
+        network: takes (B, raw_channels + fused_channels, D, H, W), returns logits of the same size.
+        token_channels: channels of a token; 0 for a raw-only network.
+        fused_channels: channels that the tokens are projected to; unused when ``token_channels`` is 0.
+        use_raw: join the raw channel; False for tokens alone.
+
+    Raises:
+        ValueError: neither raw nor tokens.
+    """
+
+    def __init__(
+        self, network: nn.Module, token_channels: int, fused_channels: int = 16, use_raw: bool = True
+    ) -> None:
+        super().__init__()
+        if not (use_raw or token_channels):
+            raise ValueError("a network needs raw, tokens or both: use_raw is false, token_channels 0")
+        self.network = network
+        self.fusion = TokenFusion(token_channels, fused_channels) if token_channels else None
+        self.fused_channels = fused_channels
+        self.use_raw = use_raw
+
+    def forward(
+        self,
+        image: Tensor,
+        tokens_xy: Tensor | None = None,
+        placement_xy: Tensor | None = None,
+        tokens_xz: Tensor | None = None,
+        placement_xz: Tensor | None = None,
+        tokens_yz: Tensor | None = None,
+        placement_yz: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of a batch of crops.
+
+        Args:
+            image: (B, 1, D, H, W) raw in [-1, 1].
+            tokens_xy: (B, C, D, h, w); likewise ``tokens_xz`` (B, C, d, H, w), ``tokens_yz``
+                (B, C, d, h, W). Planes that are not given do not count in the mean. A network with
+                tokens may be called without any in eval mode only (tools that check shapes call
+                it so): it then sees zeros in their place.
+            placement_xy: (B, 2, 3) start and step of ``tokens_xy`` in voxels; likewise the others.
+
+        Returns:
+            (B, K + L, D, H, W) logits.
+
+        Raises:
+            ValueError: tokens are missing in training.
+        """
+        values = dict(zip(PLANES, (tokens_xy, tokens_xz, tokens_yz), strict=True))
+        places = dict(zip(PLANES, (placement_xy, placement_xz, placement_yz), strict=True))
+        inputs = [image] if self.use_raw else []
+        if self.fusion is not None:
+            tokens = {p: v for p, v in values.items() if v is not None}
+            placements = {p: v for p, v in places.items() if v is not None}
+            inputs.append(self._fuse(tokens, placements, image))
+        return self.network(torch.cat(inputs, dim=1))
+
+    def _fuse(self, tokens: dict[str, Tensor], placements: dict[str, Tensor], image: Tensor) -> Tensor:
+        assert self.fusion is not None
+        if tokens:
+            return self.fusion(tokens, placements, image.shape[2:])
+        if self.training:
+            raise ValueError("this network is trained with tokens, but the batch has none")
+        logger.warning("no tokens given: the network sees zeros in their place")
+        return image.new_zeros(image.shape[0], self.fused_channels, *image.shape[2:])

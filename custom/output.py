@@ -1,0 +1,219 @@
+"""From predictions to an OME-Zarr with affinities and segments."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from numpy.typing import NDArray
+from torch import nn
+
+import custom
+from custom.channels import ChannelLayout
+from custom.datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
+from custom.errors import InputError
+from custom.features.spec import FeatureSpec
+from custom.handlers import as_uint8
+from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.training import load_checkpoint, read_description
+from custom.volumes import create_ome_zarr_array
+
+logger = logging.getLogger(__name__)
+
+MARKER = "custom_inference"
+CHUNK = 64
+
+
+class ModelLoader:
+    """Load ``model.pt`` into the network when inference starts, if it was trained for these inputs.
+
+    Args:
+        model_dir: folder with ``model.pt`` and ``model.json``.
+        network: gets the weights.
+        dataset: its features must be those of the training.
+        affinity_offsets: must be those of the training.
+
+    Raises:
+        InputError: when inference starts: no model; one that was made with other features or offsets,
+            or for another network.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        network: nn.Module,
+        dataset: RawVolumeDataset | CachedVolumeDataset,
+        affinity_offsets: Sequence[Sequence[int]],
+    ) -> None:
+        self.model_dir = Path(model_dir)
+        self.network = network
+        self.dataset = dataset
+        self.affinity_offsets = [list(offset) for offset in affinity_offsets]
+
+    def attach(self, engine: Engine) -> None:
+        """Run when inference starts."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Check and load."""
+        description = read_description(self.model_dir)
+        self._check(description)
+        weights = load_checkpoint(self.model_dir / "model.pt")
+        try:
+            self.network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(
+                f"model '{self.model_dir / 'model.pt'}' is of another network than network_def: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        engine.state.model_description = description
+
+    def _check(self, description: Mapping[str, Any]) -> None:
+        trained = FeatureSpec.from_json(description["features"])
+        difference = trained.difference(dataset_spec(self.dataset))
+        if difference:
+            raise InputError(
+                f"model '{self.model_dir}' was trained on features that differ from the request in: "
+                f"{', '.join(difference)}; use its backbone and features, or train again."
+            )
+        if description["affinity_offsets"] != self.affinity_offsets:
+            raise InputError(
+                f"model '{self.model_dir}' was trained with affinity_offsets "
+                f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
+            )
+
+
+class SegmentationWriter:
+    """Segment every predicted volume and write ``<output_dir>/<id>.zarr``.
+
+    The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64 and on
+    request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an earlier
+    inference at its place is replaced.
+
+    Attach to the evaluator, after ``ModelLoader``, which it gets the segmentation settings that
+    validation found best from.
+
+    Args:
+        output_dir: folder of the results.
+        dataset: what will be segmented, for a look at the places of the results before any work.
+        segmenter: from affinities to segments.
+        settings: of the segmenter, win over those that were stored with the model.
+        write_lsds: also write the predicted LSDs.
+
+    Raises:
+        InputError: when inference starts: something else is at the place of a result.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        dataset: RawVolumeDataset | CachedVolumeDataset,
+        segmenter: MutexWatershedSegmenter,
+        settings: Mapping[str, Any] | None = None,
+        write_lsds: bool = False,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.dataset = dataset
+        self.segmenter = segmenter
+        self.settings = dict(settings or {})
+        self.write_lsds = write_lsds
+
+    def attach(self, engine: Engine) -> None:
+        """Check at the start, write after every volume."""
+        engine.add_event_handler(Events.STARTED, self._check_places)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _check_places(self, engine: Engine) -> None:
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            raise InputError(f"output_dir '{self.output_dir}' is a file; name a folder.")
+        for name in dataset_ids(self.dataset):
+            path = self.output_dir / f"{name}.zarr"
+            if path.exists() and not _is_ours(path):
+                raise InputError(
+                    f"output '{path}' exists and is not a result of inference; move it away or choose "
+                    f"another output_dir."
+                )
+
+    def __call__(self, engine: Engine) -> None:
+        """Segment and write one volume."""
+        description: Mapping[str, Any] = getattr(engine.state, "model_description", {})
+        settings = {**description.get("segmentation", {}), **self.settings}
+        segmenter = self.segmenter.with_settings(**settings)
+        for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
+            self._write(item["pred"], batch, segmenter)
+
+    def _write(
+        self, prediction: torch.Tensor, item: Mapping[str, Any], segmenter: MutexWatershedSegmenter
+    ) -> None:
+        values = as_uint8(prediction)
+        layout = ChannelLayout(len(segmenter.offsets), len(values) - len(segmenter.offsets))
+        affinities = values[layout.affinities]
+        segments = segmenter(affinities)
+        path = self.output_dir / f"{item['id']}.zarr"
+        part = path.with_name(f".{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        place = {
+            "voxel_size_nm": item["voxel_size_nm"].tolist(),
+            "offset_nm": item["offset_nm"].tolist(),
+        }
+        offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
+        _write_array(part, "affinities", affinities, "czyx", place, offsets)
+        if self.write_lsds and layout.num_lsds:
+            _write_array(part, "lsds", values[layout.lsds], "czyx", place, {})
+        settings = {"segmentation": segmenter.describe()}
+        _write_array(part, "labels/segmentation", segments, "zyx", place, settings)
+        _mark(part)
+        _put_in_place(part, path)
+        logger.info("%s: %d segments", path, int(segments.max(initial=0)))
+
+
+def dataset_ids(dataset: RawVolumeDataset | CachedVolumeDataset) -> list[str]:
+    """Ids of a dataset's volumes."""
+    if isinstance(dataset, RawVolumeDataset):
+        return [opened.entry.id for opened in dataset.entries]
+    return [volume.id for volume in dataset.volumes]
+
+
+def _write_array(
+    path: Path,
+    name: str,
+    values: NDArray[Any],
+    axes: str,
+    place: Mapping[str, Sequence[float]],
+    attributes: Mapping[str, Any],
+) -> None:
+    """One image of the OME-Zarr."""
+    chunks = [1, CHUNK, CHUNK, CHUNK][-values.ndim :]
+    (vz, vy, vx), (oz, oy, ox) = place["voxel_size_nm"], place["offset_nm"]
+    array = create_ome_zarr_array(
+        path, name, values.shape, values.dtype, axes, (vz, vy, vx), (oz, oy, ox), chunks,
+        {**attributes, "voxel_size_nm": [vz, vy, vx]},
+    )  # fmt: skip
+    array.write(values).result()
+
+
+def _mark(path: Path) -> None:
+    """Mark an OME-Zarr as a result of inference."""
+    attributes = path / ".zattrs"
+    found = json.loads(attributes.read_text()) if attributes.exists() else {}
+    attributes.write_text(json.dumps({**found, MARKER: custom.__version__}))
+
+
+def _is_ours(path: Path) -> bool:
+    attributes = path / ".zattrs"
+    return attributes.is_file() and MARKER in json.loads(attributes.read_text())
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    """Rename the finished result to its name; an older one goes away."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(part, path)
+    shutil.rmtree(old, ignore_errors=True)

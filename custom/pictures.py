@@ -1,0 +1,142 @@
+"""Slices of volumes as colour images: arrays in, arrays out."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from custom.planes import NORMAL_AXIS
+
+Colours = NDArray[np.uint8]
+Value = TypeVar("Value", bound=np.generic)
+
+GOLDEN_RATIO = 0.6180339887498949
+MARGIN = 16
+
+
+def plane_slice(volume: NDArray[Value], plane: str, voxel_size: Sequence[float]) -> NDArray[Value]:
+    """The middle slice of a volume, rows and columns repeated until pixels are about square.
+
+    Args:
+        volume: (D, H, W) or (D, H, W, 3).
+        plane: "xy" (rows y), "xz" (rows z) or "yz" (rows z, columns y).
+        voxel_size: zyx, any unit.
+
+    Returns:
+        (rows, columns) or (rows, columns, 3), dtype of ``volume``.
+    """
+    normal = NORMAL_AXIS[plane]
+    image: NDArray[Value] = np.take(volume, volume.shape[normal] // 2, axis=normal)
+    sides = [size for axis, size in enumerate(voxel_size) if axis != normal]
+    for axis, side in enumerate(sides):
+        image = np.repeat(image, max(1, round(side / min(sides))), axis=axis)
+    return image
+
+
+def grey_image(raw: NDArray[np.number], low: float, high: float) -> Colours:
+    """Grey values between ``low`` and ``high`` as RGB, (..., 3)."""
+    scaled = (raw.astype(np.float32) - low) / max(high - low, 1e-6)
+    grey = (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def label_colours(ids: NDArray[np.integer]) -> Colours:
+    """A vivid colour for every id, always the same for the same id; 0 is black.
+
+    Args:
+        ids: (N,) non-negative ids.
+
+    Returns:
+        (N, 3) RGB.
+    """
+    hue = (ids.astype(np.float64) * GOLDEN_RATIO) % 1
+    value = 0.72 + 0.28 * ((ids.astype(np.float64) * GOLDEN_RATIO * 7) % 1)
+    phase = (hue[:, None] * 6 + np.array([5, 3, 1])) % 6
+    chroma = 0.62 * np.clip(np.minimum(phase, 4 - phase), 0, 1)
+    colours: Colours = (value[:, None] * (1 - chroma) * 255).astype(np.uint8)
+    colours[ids == 0] = 0
+    return colours
+
+
+def paint(labels: NDArray[np.integer]) -> Colours:
+    """Labels in the colours of their ids, (..., 3)."""
+    ids, index = np.unique(labels, return_inverse=True)
+    painted: Colours = label_colours(ids)[index.reshape(labels.shape)]
+    return painted
+
+
+def matched_to_truth(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """Segmentation renamed so that agreement with the truth shows as equal ids.
+
+    Pairs of a true object and a segment are taken by falling overlap; the first pair in which both
+    are still free gets the object's id. Segments without a partner get ids above the truth's, so a
+    split shows as a new colour and a merge as one colour over several objects.
+
+    Args:
+        truth: labels; 0 is unknown and never matched.
+        segmentation: labels of the same shape; 0 stays 0.
+
+    Returns:
+        Renamed segmentation, same shape.
+    """
+    segments, index = np.unique(segmentation, return_inverse=True)
+    objects, owner = np.unique(truth, return_inverse=True)
+    pairs, counts = np.unique(owner.ravel() * segments.size + index.ravel(), return_counts=True)
+    names = np.zeros(segments.size, dtype=np.int64)
+    taken: set[int] = set()
+    for pair in pairs[np.argsort(-counts, kind="stable")]:
+        own, segment = divmod(int(pair), segments.size)
+        if int(objects[own]) not in taken and names[segment] == 0 and segments[segment] != 0:
+            names[segment] = objects[own]
+            taken.add(int(objects[own]))
+    alone = (names == 0) & (segments != 0)
+    names[alone] = int(objects.max()) + 1 + np.arange(np.count_nonzero(alone))
+    return names[index].reshape(segmentation.shape)
+
+
+def overlay(colours: Colours, grey: Colours) -> Colours:
+    """Colours over grey values, so that membranes stay visible."""
+    mixed = 0.55 * colours.astype(np.float32) + 0.45 * grey.astype(np.float32)
+    return mixed.astype(np.uint8)
+
+
+def contact_sheet(columns: Mapping[str, Sequence[Colours]], rows: Sequence[str]) -> Colours:
+    """Images side by side under the names of their columns, with the names of the rows.
+
+    Args:
+        columns: name to one RGB image per row; images of one row have one shape.
+        rows: names of the rows.
+
+    Returns:
+        One RGB image, enlarged by a whole factor when the images are small.
+    """
+    widest = max(image.shape[1] for images in columns.values() for image in images)
+    factor = max(1, 320 // widest)
+    names = list(columns)
+    heights = [columns[names[0]][row].shape[0] * factor + MARGIN for row in range(len(rows))]
+    sheet = Image.new("RGB", ((widest * factor + 4) * len(names), sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        left = column * (widest * factor + 4)
+        for row, plane in enumerate(rows):
+            top = sum(heights[:row])
+            draw.text((left + 2, top + 2), f"{name}, {plane}", fill="black")
+            sheet.paste(Image.fromarray(enlarged(columns[name][row], factor)), (left, top + MARGIN))
+    return np.asarray(sheet)
+
+
+def enlarged(image: Colours, factor: int) -> Colours:
+    """Every pixel repeated ``factor`` times along rows and columns."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def png_bytes(image: Colours) -> bytes:
+    """An RGB image as a PNG file's content."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,50 @@
+"""What every run does first: from then on a user's mistake ends in one sentence."""
+
+import inspect
+import logging
+import sys
+from types import TracebackType
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from custom.errors import InputError
+
+
+def begin() -> None:
+    """Let a user's mistake end the process with its sentence and status 1, without a traceback.
+
+    Called by every config's ``initialize``. Other exceptions keep their traceback: they are bugs.
+    """
+    sys.excepthook = _explain
+
+
+def user_mistake(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an exception, which MONAI and ignite wrap in others."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _explain(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    mistake = user_mistake(error)
+    if mistake is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        logging.shutdown()
+        sys.stderr.write(f"\nerror: {mistake}\n")
+
+
+def running_config() -> dict[str, Any]:
+    """The merged configuration of the bundle run that is calling, overrides included.
+
+    MONAI hands it to nobody, so it is found on the call stack; empty outside a bundle run.
+    """
+    for frame in inspect.stack():
+        workflow = frame.frame.f_locals.get("self")
+        if isinstance(workflow, ConfigWorkflow):
+            config: dict[str, Any] = workflow.parser.config
+            return config
+    return {}

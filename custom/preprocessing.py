@@ -1,0 +1,368 @@
+"""The preprocessing run: features, raw and labels of every entry of a datalist into a cache."""
+
+import fcntl
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from funlib.geometry.roi import Roi
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import custom
+from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
+from custom.errors import InputError
+from custom.features.backbone import Backbone, BackboneSource
+from custom.features.cache import RAW_KEPT, RAW_RESCALED, VolumeWriter, refuse_difference
+from custom.features.cache_files import (
+    FORMAT,
+    TOKEN_CHUNK,
+    VOXEL_CHUNK,
+    Json,
+    VolumeFiles,
+    read_json,
+    slabs,
+    volumes_in,
+    write_json,
+)
+from custom.features.extraction import PlaneExtraction, RawBox
+from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
+from custom.features.lattice import plane_lattice
+from custom.features.spec import FeatureSpec, load_backbone_and_spec
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("monai", "torch", "transformers", "tensorstore", "numpy")
+
+
+@dataclass(frozen=True)
+class VolumeJob:
+    """One entry of the datalist on its way into the cache.
+
+    Args:
+        files: where the volume lies.
+        section: of the datalist.
+        opened: the entry's volumes.
+    """
+
+    files: VolumeFiles
+    section: str
+    opened: OpenEntry
+
+    @property
+    def id(self) -> str:
+        """Id of the entry."""
+        return self.opened.entry.id
+
+    def source(self) -> Json:
+        """What the volume is made from; paths are relative to the cache."""
+        entry, opened = self.opened.entry, self.opened
+        relative = {
+            name: path and os.path.relpath(path, self.files.cache_dir)
+            for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
+        }
+        window = entry.intensity_window
+        return {
+            "entry": {"id": entry.id, "section": self.section, **relative},
+            "given_intensity_window": None if window is None else list(window),
+            "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
+            "volume_shape": list(opened.raw.metadata.shape),
+            "voxel_size_nm": list(opened.voxel_size_nm),
+            "offset_nm": [
+                o + b * v
+                for o, b, v in zip(
+                    opened.raw.metadata.offset_nm, opened.roi.begin, opened.voxel_size_nm, strict=True
+                )
+            ],
+        }
+
+    def bytes_needed(self, spec: FeatureSpec) -> int:
+        """Upper bound of the volume's size on disk: whole chunks, nothing compressed."""
+        shape = self.opened.raw.metadata.shape
+        lattices = (plane_lattice(spec, shape, self.opened.roi, plane) for plane in spec.planes)
+        entries = sum(_in_chunks(lattice.shape, TOKEN_CHUNK) for lattice in lattices)
+        per_voxel = 1 if self.opened.labels is None else 6
+        item = np.dtype(spec.dtype).itemsize
+        return entries * spec.channels * item + per_voxel * _in_chunks(
+            tuple(self.opened.roi.shape), VOXEL_CHUNK
+        )
+
+
+class Preprocessor:
+    """Extracts the features of every entry of a datalist into a cache, once.
+
+    All inputs are checked before the first forward pass. Volumes that are finished are kept, an
+    interrupted one is taken up where it stood.
+
+    Args:
+        datalist: path of the datalist.
+        cache_dir: folder of the cache, created if missing.
+        backbone: hub id, folder, or configuration for random weights (``load_backbone``).
+        features: scale, window and the rest (``make_spec``).
+        device: where the backbone computes.
+        amp: compute in bfloat16.
+        windows_at_once: batch size of the forward pass; ``None`` for the device's default.
+        show_progress: draw progress bars.
+    """
+
+    def __init__(
+        self,
+        datalist: str | Path,
+        cache_dir: str | Path,
+        backbone: BackboneSource,
+        features: Mapping[str, Any],
+        device: str | torch.device = "cpu",
+        amp: bool = False,
+        windows_at_once: int | None = None,
+        show_progress: bool = True,
+    ) -> None:
+        self.datalist = Path(datalist)
+        self.cache_dir = Path(cache_dir).expanduser().absolute()
+        self.backbone = backbone
+        self.features = features
+        self.device = device
+        self.amp = amp
+        self.windows_at_once = windows_at_once
+        self.show_progress = show_progress
+
+    def run(self) -> list[Path]:
+        """Fill the cache; returns the folders of its volumes in the datalist's order.
+
+        Raises:
+            InputError: a mistake in the datalist, its volumes, the backbone or the settings; a
+                cache that was made with others; another run at work; a full disk.
+        """
+        jobs = self._jobs()
+        self._refuse_strangers(jobs)
+        backbone, spec = load_backbone_and_spec(self.backbone, self.features, self.device, self.amp)
+        pending = [job for job in jobs if not _is_kept(job, spec)]
+        windows = {job.id: _intensity_window(job, spec) for job in pending}
+        self._refuse_full_disk(pending, spec)
+        with exclusive(self.cache_dir):
+            self._remove_leftovers(len(jobs))
+            for job in pending:
+                _mark_unfinished(job)
+            for job in jobs:
+                if job.id not in windows or _is_kept(job, spec):
+                    job.files.remove_progress()
+                    logger.info("%s (%s): finished, kept", job.files.name, job.id)
+                else:
+                    self._make(job, backbone, spec, windows[job.id])
+        return [job.files.arrays for job in jobs]
+
+    def _jobs(self) -> list[VolumeJob]:
+        """Every entry of the datalist, opened and checked."""
+        datalist = parse_datalist(self.datalist)
+        named = [(name, entry) for name in SECTIONS for entry in datalist.section(name)]
+        return [
+            VolumeJob(VolumeFiles(self.cache_dir, index), section, open_entry(entry))
+            for index, (section, entry) in enumerate(named)
+        ]
+
+    def _refuse_strangers(self, jobs: Sequence[VolumeJob]) -> None:
+        """A cache may not hold finished volumes that the datalist does not have."""
+        for files in volumes_in(self.cache_dir):
+            if files.index >= len(jobs) and files.finished:
+                entry = read_json(files.metadata)["entry"]["id"]
+                raise InputError(
+                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry '{entry}', which is "
+                    f"not in the datalist '{self.datalist}'; choose another cache_dir"
+                )
+
+    def _remove_leftovers(self, count: int) -> None:
+        """Unfinished volumes of a longer datalist."""
+        for files in volumes_in(self.cache_dir):
+            if files.index >= count and not files.finished:
+                files.remove_arrays()
+                files.remove_progress()
+
+    def _refuse_full_disk(self, jobs: Sequence[VolumeJob], spec: FeatureSpec) -> None:
+        """The cache must fit before anything is computed for it."""
+        needed = sum(job.bytes_needed(spec) for job in jobs)
+        folder = next(p for p in (self.cache_dir, *self.cache_dir.parents) if p.exists())
+        free = shutil.disk_usage(folder).free
+        logger.info("cache of %d volumes: up to %.2f GB", len(jobs), needed / 1e9)
+        if needed > free:
+            raise InputError(
+                f"cache_dir '{self.cache_dir}' needs {needed / 1e9:.1f} GB, its disk has "
+                f"{free / 1e9:.1f} GB left; choose another one, fewer pixels_per_voxel or smaller "
+                f"ROIs"
+            )
+
+    def _make(
+        self, job: VolumeJob, backbone: Backbone, spec: FeatureSpec, window: IntensityWindow
+    ) -> None:
+        """Write one volume."""
+        started = time.perf_counter()
+        request = {
+            **job.source(),
+            "features": spec.to_json(),
+            "intensity_window": list(window),
+            "raw_rule": RAW_KEPT if _is_uint8(job) else RAW_RESCALED,
+            "backbone_seed": backbone.seed,
+        }
+        writer = VolumeWriter(job.files, request)
+        if writer.resumed:
+            logger.info("%s (%s): taken up again", job.files.name, job.id)
+        _write_voxels(writer, job.opened, window)
+        count, planes = self._write_planes(writer, job, backbone, spec, window)
+        seconds = time.perf_counter() - started
+        writer.finish(
+            {
+                "planes": planes,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "timing": {
+                    "seconds": round(seconds, 3),
+                    "windows": count,
+                    "resumed": writer.resumed,
+                },
+                "versions": {"custom": custom.__version__, **{p: version(p) for p in PACKAGES}},
+            }
+        )
+        logger.info("%s (%s): finished, %d windows, %.1f s", job.files.name, job.id, count, seconds)
+
+    def _write_planes(
+        self,
+        writer: VolumeWriter,
+        job: VolumeJob,
+        backbone: Backbone,
+        spec: FeatureSpec,
+        window: IntensityWindow,
+    ) -> tuple[int, Json]:
+        """Write the features; returns the number of windows computed, and where the grids lie."""
+        opened = job.opened
+        box = RawBox(opened.read_raw, opened.raw.metadata.shape, opened.roi, window)
+        planes = {
+            plane: PlaneExtraction(box, backbone, spec, plane, self.windows_at_once)
+            for plane in spec.planes
+        }
+        done = {p: writer.create_tokens(p, e.shape, spec.dtype) for p, e in planes.items()}
+        total = sum(extraction.num_windows for extraction in planes.values())
+        initial = sum(done[p] * e.windows_per_slice for p, e in planes.items())
+        with tqdm(
+            total=total,
+            initial=initial,
+            unit="window",
+            desc=job.files.name,
+            disable=not self.show_progress,
+        ) as bar:
+            for plane, extraction in planes.items():
+                for begin, slab in extraction.slabs(done[plane], bar.update):
+                    writer.write_tokens(plane, begin, slab)
+        placed = {
+            plane: {"start": list(e.lattice.start), "step": list(e.lattice.step)}
+            for plane, e in planes.items()
+        }
+        return total - initial, placed
+
+
+@contextmanager
+def exclusive(cache_dir: Path) -> Iterator[None]:
+    """Hold a cache for writing; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with (cache_dir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise InputError(
+                f"cache_dir '{cache_dir}' is being written by process {lock.read().strip()}; wait "
+                f"for it to end"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
+    """Whether a finished volume is there; it must be the one that is asked for."""
+    if not job.files.finished:
+        return False
+    found = read_json(job.files.metadata)
+    refuse_difference(FeatureSpec.from_json(found["features"]), spec, job.files.arrays)
+    for name, wanted in job.source().items():
+        if found[name] != wanted:
+            raise InputError(
+                f"{job.files.arrays} was made from another source than entry '{job.id}' of the "
+                f"datalist: {name} ({found[name]}, not {wanted}). Choose another cache_dir or "
+                f"remove {job.files.metadata.name}."
+            )
+    return True
+
+
+def _intensity_window(job: VolumeJob, spec: FeatureSpec) -> IntensityWindow:
+    """The datalist's window, else the one measured on the whole raw volume."""
+    given = job.opened.entry.intensity_window
+    window = given or measure_intensity_window(job.opened.raw, spec.intensity_percentiles)
+    logger.info("%s: grey values %g to %g (%s)", job.id, *window, "given" if given else "measured")
+    return window
+
+
+def _mark_unfinished(job: VolumeJob) -> None:
+    """From now on the volume is known to be wanted, and its files to be ours."""
+    source = job.source()
+    found = read_json(job.files.progress).get("request", {})
+    if found.get("entry") != source["entry"]:
+        marker = {"format": FORMAT, "request": source, "written": {}}
+        write_json(job.files.progress, marker)
+
+
+def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
+    """Entries of an array that is padded to whole chunks."""
+    sizes = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
+    return math.prod(-(-s // c) * c for s, c in zip(shape, sizes, strict=True))
+
+
+def _is_uint8(job: VolumeJob) -> bool:
+    return job.opened.raw.metadata.dtype == "uint8"
+
+
+def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWindow) -> None:
+    """Write raw, and labels with their mask, some sections at a time."""
+    shape = tuple(opened.roi.shape)
+    done = writer.create_voxels("raw", shape, np.uint8)
+    for begin, end in slabs(shape[0], VOXEL_CHUNK[0], done):
+        raw = opened.read_raw(_sections(opened.roi, begin, end))
+        writer.write_voxels("raw", begin, to_uint8(raw, window))
+    if opened.labels is None:
+        return
+    ids = _label_ids(opened)
+    writer.write_table("gt_ids", ids)
+    done = writer.create_voxels("gt", shape, np.uint32)
+    writer.create_voxels("mask", shape, np.bool_)
+    for begin, end in slabs(shape[0], VOXEL_CHUNK[0], done):
+        labels, annotated = opened.read_labels(_sections(opened.roi, begin, end))
+        writer.write_voxels("mask", begin, annotated)
+        writer.write_voxels("gt", begin, labels.astype(np.uint32))
+
+
+def _label_ids(opened: OpenEntry) -> NDArray[np.uint64]:
+    """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id."""
+    depth = int(opened.roi.shape[0])
+    found = [
+        np.unique(opened.read_labels(_sections(opened.roi, begin, end))[0])
+        for begin, end in slabs(depth, VOXEL_CHUNK[0])
+    ]
+    return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
+
+
+def _sections(roi: Roi, begin: int, end: int) -> Roi:
+    """Sections ``begin`` to ``end`` of a box."""
+    z, y, x = roi.offset
+    return Roi((z + begin, y, x), (end - begin, *roi.shape[1:]))

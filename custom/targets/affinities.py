@@ -1,0 +1,65 @@
+"""Affinities between a voxel and its neighbours at given offsets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Offset = Sequence[int]
+
+
+def affinities(
+    labels: NDArray[np.integer],
+    offsets: Sequence[Offset],
+    mask: NDArray[np.bool_] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Affinity of every voxel to its neighbour at each offset.
+
+    ``affinity[k, p]`` is 1 when ``labels[p]`` and ``labels[p + offsets[k]]`` are
+    the same non-zero label, else 0.
+
+    Args:
+        labels: instance labels, shape (D, H, W), zyx; 0 is background.
+        offsets: K neighbour offsets in voxels, zyx, positive or negative.
+        mask: True where ``labels`` is annotated, shape (D, H, W); everywhere when left out.
+
+    Returns:
+        affinity: (K, D, H, W) float32, 0 or 1.
+        valid: (K, D, H, W) bool, True where voxel and neighbour both lie inside ``labels``
+            and inside ``mask``. ``affinity`` itself does not look at ``mask``.
+
+    Raises:
+        ValueError: ``labels`` is not 3D, ``mask`` has another shape, an offset does not have
+            three numbers, or an offset is zero.
+
+    Source:
+        Turaga et al. 2010, Neural Computation 22(2).
+    """
+    if labels.ndim != 3:
+        raise ValueError(f"labels must be 3D (D, H, W), got shape {labels.shape}")
+    if mask is not None and mask.shape != labels.shape:
+        raise ValueError(f"mask must have the shape of labels {labels.shape}, got {mask.shape}")
+    affinity = np.zeros((len(offsets), *labels.shape), dtype=np.float32)
+    valid = np.zeros(affinity.shape, dtype=np.bool_)
+    for k, offset in enumerate(offsets):
+        if len(offset) != 3:
+            raise ValueError(f"offset {k} must have three numbers (z, y, x), got {list(offset)}")
+        if not any(offset):
+            raise ValueError(f"offset {k} is zero; a voxel is not its own neighbour")
+        here, there = _paired_slices(labels.shape, offset)
+        affinity[k][here] = (labels[here] == labels[there]) & (labels[here] != 0)
+        valid[k][here] = True if mask is None else mask[here] & mask[there]
+    return affinity, valid
+
+
+def _paired_slices(
+    shape: Sequence[int], offset: Offset
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Voxels whose neighbour at ``offset`` is inside the array, and those neighbours."""
+    here = tuple(
+        slice(max(0, -o), max(0, -o, n - max(0, o))) for n, o in zip(shape, offset, strict=True)
+    )
+    there = tuple(
+        slice(max(0, o), max(0, o, n - max(0, -o))) for n, o in zip(shape, offset, strict=True)
+    )
+    return here, there

@@ -1,0 +1,290 @@
+"""A training run that can be stopped at any moment and taken up again."""
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from safetensors.torch import save_file
+from torch import nn
+
+import custom
+from custom.channels import ChannelLayout
+from custom.errors import InputError
+from custom.features.backbone import BackboneSource
+from custom.features.cache import CachedVolume, open_cache, refuse_difference
+from custom.features.spec import complete_settings, load_backbone_and_spec
+from custom.files import write_atomically
+from custom.preflight import running_config
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("monai", "torch", "transformers", "numpy")
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold."""
+
+    def state_dict(self) -> Any:
+        """All that is needed to go on."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Go on from there."""
+
+
+class TrainingCheckpoint:
+    """Everything that training needs to go on, in one file, written at the end of every epoch.
+
+    Attach to the trainer as its last handler.
+
+    Args:
+        path: of the file.
+        parts: by name, what is saved and restored: network, optimizer, scheduler, history, best model.
+    """
+
+    def __init__(self, path: str, parts: Mapping[str, Stateful]) -> None:
+        self.path = Path(path)
+        self.parts = parts
+
+    def attach(self, engine: Engine) -> None:
+        """Save after every epoch."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        save_atomically({"epoch": engine.state.epoch, **state}, self.path)
+
+    def resume(self, engine: Engine, iterations_per_epoch: int) -> None:
+        """Restore all parts and the engine's epoch, if there is a checkpoint.
+
+        Raises:
+            InputError: the file is not such a checkpoint, or of another network.
+        """
+        if not self.path.exists():
+            return
+        state = load_checkpoint(self.path)
+        for name, part in self.parts.items():
+            try:
+                part.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError, TypeError) as error:
+                raise InputError(
+                    f"checkpoint '{self.path}' does not fit this configuration ({name}: {error}); "
+                    f"choose another model_dir, or delete the file to train anew."
+                ) from error
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * iterations_per_epoch
+        logger.info("going on after epoch %d from %s", state["epoch"], self.path)
+
+
+class BestModel:
+    """Keep the model with the lowest VOI: ``model.pt``, ``model.safetensors``, ``model.json``.
+
+    Attach to the evaluator.
+
+    Args:
+        model_dir: folder for the three files.
+        network: its state dict is saved.
+        description: what ``model.json`` says beside epoch, scores and segmentation settings.
+    """
+
+    def __init__(
+        self, model_dir: str, network: nn.Module, description: Mapping[str, Any]
+    ) -> None:
+        self.model_dir = Path(model_dir)
+        self.network = network
+        self.description = description
+        self.voi = float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every validation."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the model if it is the best so far."""
+        if engine.state.metrics["voi"] >= self.voi:
+            return
+        self.voi = engine.state.metrics["voi"]
+        found = {"epoch": engine.state.epoch, "segmentation": engine.state.segmentation}
+        self._save({**found, "validation": dict(engine.state.metrics)})
+        logger.info("epoch %d: best model so far, VOI %.3f", engine.state.epoch, self.voi)
+
+    def _save(self, found: Mapping[str, Any]) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        described = json.dumps({**self.description, **found}, indent=2)
+        save_atomically(weights, self.model_dir / "model.pt")
+        with _replacing(self.model_dir / "model.safetensors") as part:
+            save_file(weights, part)
+        write_atomically(self.model_dir / "model.json", described.encode())
+
+    def state_dict(self) -> dict[str, float]:
+        """Best score so far, for the checkpoint."""
+        return {"voi": self.voi}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Best score of the run that is taken up."""
+        self.voi = state["voi"]
+
+
+class TrainingSession:
+    """Take up training where it stood, and train to the end.
+
+    Args:
+        trainer: MONAI's.
+        checkpoint: restores and saves; attached to the trainer already.
+        iterations_per_epoch: steps of an epoch.
+    """
+
+    def __init__(
+        self, trainer: SupervisedTrainer, checkpoint: TrainingCheckpoint, iterations_per_epoch: int
+    ) -> None:
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+        self.iterations_per_epoch = iterations_per_epoch
+
+    def run(self) -> None:
+        """Train; a finished training is left as it is.
+
+        Raises:
+            InputError: the checkpoint does not fit.
+        """
+        self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
+        state = self.trainer.state
+        if state.epoch >= state.max_epochs:
+            logger.info(
+                "%s has been trained for %d epochs already; raise epochs (%d) to go on",
+                self.checkpoint.path.parent,
+                state.epoch,
+                state.max_epochs,
+            )
+            return
+        self.trainer.run()
+
+
+def training_volumes(
+    cache_dir: str, section: str, backbone: BackboneSource, features: Mapping[str, Any]
+) -> list[CachedVolume]:
+    """Cached volumes of a section, if they were made as the config says.
+
+    Where the backbone's name and all settings are those that the cache was made with, the backbone
+    is not loaded; otherwise it is, and the weights decide.
+
+    Args:
+        cache_dir: folder of the cache.
+        section: "training" or "validation".
+        backbone: as in ``load_backbone``.
+        features: the config's ``features``.
+
+    Raises:
+        InputError: no such volumes, or volumes of other features.
+    """
+    volumes = open_cache(cache_dir, section)
+    settings = complete_settings(features)
+    first = volumes[0]
+    same_name = isinstance(backbone, str) and backbone == first.spec.backbone
+    if not (same_name and first.metadata["settings"] == settings):
+        _, spec = load_backbone_and_spec(backbone, settings)
+        refuse_difference(first.spec, spec, first.path)
+    return volumes
+
+
+def model_description(
+    volumes: Sequence[CachedVolume],
+    validation: Sequence[CachedVolume],
+    affinity_offsets: Sequence[Sequence[int]],
+    lsd_sigma_nm: float | None,
+) -> dict[str, Any]:
+    """What inference, and a reader, must know of a model.
+
+    Args:
+        volumes: training volumes.
+        validation: validation volumes.
+        affinity_offsets: voxels, zyx.
+        lsd_sigma_nm: None without LSDs.
+
+    Returns:
+        FeatureSpec, offsets, sigma, channel order, data split, configuration and versions, plain
+        JSON values.
+    """
+    layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
+    split = {
+        name: [{"id": v.id, **v.metadata["roi"]} for v in part]
+        for name, part in (("training", volumes), ("validation", validation))
+    }
+    return {
+        "features": volumes[0].spec.to_json(),
+        "affinity_offsets": [list(offset) for offset in affinity_offsets],
+        "lsd_sigma_nm": lsd_sigma_nm,
+        "channels": {
+            "affinities": [0, layout.num_affinities],
+            "lsds": [layout.num_affinities, layout.num_outputs],
+        },
+        "voxel_size_nm": list(volumes[0].voxel_size_nm),
+        "split": split,
+        "config": json.loads(json.dumps(running_config(), default=str)),
+        "versions": {
+            "custom": custom.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def read_description(model_dir: str | Path) -> dict[str, Any]:
+    """``model.json`` of a model.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = Path(model_dir) / "model.json"
+    if not path.exists() or not (path.parent / "model.pt").exists():
+        raise InputError(
+            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run training "
+            f"first, or name the folder that has them."
+        )
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; only tensors and plain values are ever loaded.
+
+    Raises:
+        InputError: the file cannot be read as such.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler met
+        raise InputError(
+            f"checkpoint '{path}' is damaged or not a checkpoint ({type(error).__name__}); delete it "
+            f"to train anew."
+        ) from error
+    if not isinstance(state, dict):
+        raise InputError(f"checkpoint '{path}' is not a checkpoint; delete it to train anew.")
+    return state
+
+
+def save_atomically(state: Mapping[str, Any], path: Path) -> None:
+    """``torch.save`` that leaves either the old or the whole new file."""
+    with _replacing(path) as part:
+        torch.save(dict(state), part)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; renamed to ``path`` if all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

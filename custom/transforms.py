@@ -1,0 +1,80 @@
+"""MONAI dictionary transforms that compute training targets."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Transform
+from numpy.typing import NDArray
+
+from custom.channels import ChannelLayout
+from custom.targets.affinities import affinities
+from custom.targets.boundary_weights import boundary_weights
+from custom.targets.lsds import local_shape_descriptors
+
+Box = tuple[slice, slice, slice]
+
+
+class LabelsToTargetsd(Transform):
+    """Targets of a crop from labels with a halo; the last transform, after every augmentation.
+
+    Reads ``labels`` and ``mask`` (1, D + 2 hz, H + 2 hy, W + 2 hx), ``image`` (1, D, H, W) and
+    ``voxel_size_nm`` (3,); removes the first two and adds ``label``, the float32 target tensor
+    (T, D, H, W) of ``ChannelLayout``.
+
+    Args:
+        affinity_offsets: K offsets, voxels, zyx.
+        lsd_sigma_nm: sigma of the LSDs in nm; None for affinities alone.
+        boundary_power: weights are ``1 / (1 + distance) ** boundary_power``; 0 weighs all voxels alike.
+    """
+
+    def __init__(
+        self,
+        affinity_offsets: Sequence[Sequence[int]],
+        lsd_sigma_nm: float | None,
+        boundary_power: float = 1.0,
+    ) -> None:
+        self.offsets = [(int(z), int(y), int(x)) for z, y, x in affinity_offsets]
+        self.lsd_sigma_nm = lsd_sigma_nm
+        self.boundary_power = boundary_power
+        self.layout = ChannelLayout(len(self.offsets), 10 if lsd_sigma_nm else 0)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace labels and mask by the target tensor."""
+        sample = {key: value for key, value in data.items() if key not in ("labels", "mask")}
+        labels, mask = data["labels"][0].numpy(), data["mask"][0].numpy()
+        inner = _inner_box(labels.shape, data["image"].shape[1:])
+        voxel_size = tuple(float(size) for size in data["voxel_size_nm"])
+        sample["label"] = torch.from_numpy(self._targets(labels, mask, inner, voxel_size))
+        return sample
+
+    def _targets(
+        self,
+        labels: NDArray[np.integer],
+        mask: NDArray[np.bool_],
+        inner: Box,
+        voxel_size_nm: tuple[float, ...],
+    ) -> NDArray[np.float32]:
+        shape = labels[inner].shape
+        target = np.ones((self.layout.num_targets, *shape), dtype=np.float32)
+        affinity, valid = affinities(labels, self.offsets, mask=mask)
+        target[self.layout.affinities] = affinity[(slice(None), *inner)]
+        target[self.layout.valid] = valid[(slice(None), *inner)]
+        target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
+        if self.lsd_sigma_nm:
+            target[self.layout.lsds] = local_shape_descriptors(
+                labels, self.lsd_sigma_nm, voxel_size_nm, roi=inner
+            )
+        if self.boundary_power:
+            weights = boundary_weights(
+                labels, power=self.boundary_power, voxel_size=voxel_size_nm, mask=mask
+            )
+            target[self.layout.weight] = weights[inner]
+        return target
+
+
+def _inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:
+    """The centre of ``outer`` that has the shape ``inner``."""
+    z, y, x = (slice((o - i) // 2, (o - i) // 2 + i) for o, i in zip(outer, inner, strict=True))
+    return z, y, x

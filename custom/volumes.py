@@ -1,0 +1,280 @@
+"""Volumes in any of the field's formats, read lazily box by box; and writable OME-Zarr arrays."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+from funlib.geometry import Roi
+from numpy.typing import DTypeLike, NDArray
+
+from custom.errors import InputError
+from custom.file_arrays import (
+    FileArray,
+    hdf5_array,
+    npy_array,
+    section_paths,
+    sections_array,
+    tiff_array,
+    zarr_array,
+)
+from custom.voxel_grid import Triple, VoxelGrid, zyx_order
+from custom.zarr_metadata import (
+    Json,
+    children,
+    find_array,
+    ome_multiscales,
+    read_node,
+    update_group,
+)
+
+HDF5_SUFFIXES = (".h5", ".hdf", ".hdf5")
+TIFF_SUFFIXES = (".tif", ".tiff")
+OME_VERSIONS = ("0.4", "0.5")
+
+
+@dataclass(frozen=True)
+class VolumeMetadata:
+    """Shape, type and place of a volume.
+
+    Args:
+        shape: (D, H, W).
+        dtype: NumPy's name of the data type.
+        voxel_size_nm: edge lengths of a voxel, zyx.
+        offset_nm: position of the centre of voxel (0, 0, 0), zyx (OME-Zarr's translation).
+
+    Raises:
+        ValueError: a length is not positive.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: str
+    voxel_size_nm: Triple
+    offset_nm: Triple = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"a volume cannot be empty, got shape {self.shape}")
+        if min(self.voxel_size_nm) <= 0:
+            raise ValueError(f"voxel_size_nm must be positive, got {self.voxel_size_nm}")
+
+    @property
+    def roi(self) -> Roi:
+        """The whole volume in its own voxels."""
+        return Roi((0, 0, 0), self.shape)
+
+
+class Volume:
+    """A 3D array in a file, axes brought to z, y, x.
+
+    It may be pickled, and read from several threads and processes; a process opens the file when it
+    first reads.
+
+    Args:
+        path: the array's own path: file, folder, or file and name of the array in it.
+        metadata: shape, type and place, zyx.
+        array: the array as the file has it.
+        order: which axes of ``array`` are z, y and x; all others are singletons.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        metadata: VolumeMetadata,
+        array: FileArray,
+        order: tuple[int, int, int] = (0, 1, 2),
+    ) -> None:
+        self.path = path
+        self.metadata = metadata
+        self._array = array
+        self._order = order
+
+    def read(self, roi: Roi) -> NDArray[Any]:
+        """The voxels of a box.
+
+        Args:
+            roi: box in voxels, zyx, inside the volume.
+
+        Returns:
+            (D, H, W) in the data type of the file.
+
+        Raises:
+            ValueError: the box sticks out of the volume.
+        """
+        if not self.metadata.roi.contains(roi):
+            raise ValueError(
+                f"{roi} sticks out of {self.path}, whose shape is {self.metadata.shape}"
+            )
+        box: list[slice | int] = [0] * len(self._array.shape)
+        for axis, extent in zip(self._order, roi.to_slices(), strict=True):
+            box[axis] = extent
+        present = sorted(self._order)
+        return self._array.read(tuple(box)).transpose([present.index(a) for a in self._order])
+
+
+def open_volume(
+    path: str | Path, voxel_size_nm: Sequence[float] | None = None, field: str = "raw"
+) -> Volume:
+    """Open a volume for reading; only metadata is read here.
+
+    Args:
+        path: ``x.zarr`` or a group in it with multiscales (their finest level), an array in it
+            (``x.zarr/raw/s0``), ``x.h5/volumes/raw``, a TIFF stack, a folder of PNG or TIFF
+            sections, or ``.npy``. OME-Zarr 0.4 and 0.5, Zarr v2 and v3.
+        voxel_size_nm: voxel size, zyx; wins over the file's own.
+        field: what the volume is for the user, for messages.
+
+    Raises:
+        InputError: nothing there, not a 3D volume of one channel, or no voxel size anywhere.
+    """
+    path = Path(path).expanduser().absolute()
+    where = f"{field} '{path}'"
+    array, grid, path = _open(path, where)
+    order = zyx_order(grid.axes, array.shape, where)
+    size, offset = grid.in_nanometers(voxel_size_nm, where)
+    shape = (array.shape[order[0]], array.shape[order[1]], array.shape[order[2]])
+    if min(shape) < 1:
+        raise InputError(f"{where} is empty: its shape is {array.shape}")
+    metadata = VolumeMetadata(shape, array.dtype.name, size, offset)
+    return Volume(str(path), metadata, array, order)
+
+
+def create_ome_zarr_array(
+    group_path: str | Path,
+    array_path: str,
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    axes: str,
+    voxel_size_nm: Triple,
+    offset_nm: Triple,
+    chunks: Sequence[int],
+    attributes: Mapping[str, Any],
+    version: str = "0.4",
+) -> tensorstore.TensorStore:
+    """Create ``<group_path>/<array_path>/s0``, an OME-Zarr image of one level.
+
+    Args:
+        group_path: the OME-Zarr; created where it is missing.
+        array_path: group of the image in it, as ``affinities`` or ``labels/segmentation``; what
+            lies under ``labels`` becomes a label image.
+        shape: shape of the array, in the order of ``axes``.
+        dtype: data type of the array.
+        axes: "zyx" or "czyx".
+        voxel_size_nm: voxel size, zyx.
+        offset_nm: position of the centre of voxel (0, 0, 0), zyx.
+        chunks: chunk of the array, in the order of ``axes``; cut to ``shape``.
+        attributes: attributes for the image's group and for the array itself.
+        version: "0.4" (Zarr v2) or "0.5" (Zarr v3).
+
+    Returns:
+        The array, filled with 0 and open for writing.
+
+    Raises:
+        ValueError: arguments that do not fit together.
+        InputError: there is an array already.
+    """
+    if axes not in ("zyx", "czyx") or not len(axes) == len(shape) == len(chunks):
+        raise ValueError(f"axes {axes!r}, shape {shape} and chunks {chunks} do not fit together")
+    if version not in OME_VERSIONS:
+        raise ValueError(f"version must be one of {OME_VERSIONS}, got {version!r}")
+    image = Path(group_path).absolute() / array_path
+    if (image / "s0").exists():
+        raise InputError(f"{image / 's0'} exists already; remove it or choose another output path")
+    _create_parents(Path(group_path).absolute(), array_path, version)
+    ome = ome_multiscales(image.name, axes, voxel_size_nm, offset_nm, version)
+    if Path(array_path).parts[0] == "labels":
+        ome["image-label"] = {"version": version}
+    update_group(image, version, ome, attributes)
+    chunks = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
+    return _create_array(image / "s0", shape, np.dtype(dtype), chunks, axes, attributes, version)
+
+
+def _open(path: Path, where: str) -> tuple[FileArray, VoxelGrid, Path]:
+    """Array, its grid and its own path, by what lies at ``path``."""
+    if path.is_dir():
+        node = read_node(path)
+        if node is not None:
+            node, grid = find_array(node, where)
+            return zarr_array(node, where), grid, node.path
+        if section_paths(path):
+            return *sections_array(path, where), path
+        raise InputError(f"{where} is a folder with neither Zarr metadata nor PNG or TIFF sections")
+    if path.is_file():
+        return *_open_file(path, where), path
+    for parent in path.parents:
+        if parent.suffix.lower() in HDF5_SUFFIXES and parent.is_file():
+            return *hdf5_array(parent, path.relative_to(parent).as_posix(), where), path
+    raise InputError(_not_there(path, where))
+
+
+def _open_file(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
+    """Array and grid of a file, by its suffix."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return npy_array(path, where)
+    if suffix in TIFF_SUFFIXES:
+        return tiff_array(path, where)
+    if suffix in HDF5_SUFFIXES:
+        return hdf5_array(path, "", where)
+    raise InputError(
+        f"{where} has an unknown format; known are Zarr folders, .h5, .hdf5, .tif, .tiff, .npy and "
+        f"folders of PNG or TIFF sections"
+    )
+
+
+def _not_there(path: Path, where: str) -> str:
+    """Sentence on a missing path, with what a Zarr group around it holds instead."""
+    parent = next(p for p in path.parents if p.exists())
+    if not parent.is_dir() or read_node(parent) is None:
+        return f"{where} does not exist"
+    names = children(parent)
+    close = get_close_matches(path.relative_to(parent).parts[0], names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{where} does not exist: {parent} holds {', '.join(names) or 'nothing'}{hint}"
+
+
+def _create_parents(group: Path, array_path: str, version: str) -> None:
+    """Groups above an image, and the index of label images."""
+    update_group(group, version, {}, {})
+    *parents, name = Path(array_path).parts
+    for parent in parents:
+        group = group / parent
+        update_group(group, version, {}, {})
+    if parents == ["labels"]:
+        node = read_node(group)
+        attributes: Json = node.attributes if node else {}
+        known = attributes.get("ome", attributes).get("labels", [])
+        update_group(group, version, {"labels": sorted({*known, name})}, {})
+
+
+def _create_array(
+    path: Path,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int],
+    axes: str,
+    attributes: Mapping[str, Any],
+    version: str,
+) -> tensorstore.TensorStore:
+    """Empty Zarr array, compressed by zstd, with attributes."""
+    metadata: dict[str, Any] = {"shape": list(shape), "fill_value": dtype.type(0).item()}
+    if version == "0.4":
+        driver = "zarr"
+        metadata |= {"chunks": list(chunks), "dtype": dtype.str, "dimension_separator": "/"}
+        metadata |= {"compressor": {"id": "zstd", "level": 3}}
+    else:
+        driver = "zarr3"
+        grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
+        metadata |= {"chunk_grid": grid, "data_type": dtype.name, "dimension_names": list(axes)}
+        metadata |= {"codecs": ["bytes", {"name": "zstd", "configuration": {"level": 3}}]}
+        metadata |= {"attributes": dict(attributes)}
+    kvstore = {"driver": "file", "path": f"{path}/"}
+    spec = {"driver": driver, "kvstore": kvstore, "metadata": metadata}
+    store = tensorstore.open(spec, create=True).result()
+    if version == "0.4":
+        (path / ".zattrs").write_text(json.dumps(dict(attributes), indent=2))
+    return store

@@ -1,0 +1,240 @@
+"""Zarr groups and arrays as their JSON describes them: plain v2 and v3, OME-Zarr 0.4 and 0.5."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from custom.errors import InputError
+from custom.voxel_grid import Triple, VoxelGrid, default_axes
+
+Json = Mapping[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ZarrNode:
+    """A group or an array.
+
+    Args:
+        path: its folder.
+        zarr_format: 2 or 3.
+        attributes: the user's attributes.
+        array: the array's own metadata, None for a group.
+    """
+
+    path: Path
+    zarr_format: int
+    attributes: Json
+    array: Json | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array; () for a group."""
+        return () if self.array is None else tuple(self.array["shape"])
+
+    @property
+    def multiscales(self) -> Sequence[Json]:
+        """OME-Zarr ``multiscales``, empty when there are none."""
+        found = self.attributes.get("ome", self.attributes).get("multiscales", ())
+        return tuple(found)
+
+
+def read_node(path: Path) -> ZarrNode | None:
+    """Metadata of the Zarr group or array in a folder, None when it is neither."""
+    if (path / "zarr.json").is_file():
+        found = _read_json(path / "zarr.json")
+        array = found if found.get("node_type") == "array" else None
+        return ZarrNode(path, 3, found.get("attributes", {}), array)
+    if not any((path / name).is_file() for name in (".zarray", ".zgroup", ".zattrs")):
+        return None
+    attributes = _read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
+    array = _read_json(path / ".zarray") if (path / ".zarray").is_file() else None
+    return ZarrNode(path, 2, attributes, array)
+
+
+def children(path: Path) -> list[str]:
+    """Names of the groups and arrays in a group."""
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and read_node(p) is not None)
+
+
+def find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
+    """The array itself, or the finest level of a multiscale group; with its grid.
+
+    Args:
+        node: a group or an array.
+        where: the field and the file, for messages.
+
+    Raises:
+        InputError: the group has no multiscales, or what its metadata says is unusable.
+    """
+    try:
+        return _find_array(node, where)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} has metadata that cannot be understood: {error!r}") from error
+
+
+def plain_grid(attributes: Json, ndim: int, names: Sequence[str] | None = None) -> VoxelGrid:
+    """Grid from the attributes ``voxel_size`` or ``resolution``, ``offset`` and ``units``.
+
+    Without ``units`` they are nanometres. ``offset`` is taken for the position of the first voxel,
+    as a translation is in OME-Zarr.
+
+    Args:
+        attributes: attributes of the array; ``axis_names`` may name its axes.
+        ndim: number of axes of the array.
+        names: its axes by another source, used when ``axis_names`` is not there.
+    """
+    axes = tuple(str(a).lower().strip("^") for a in attributes.get("axis_names", names or ()))
+    axes = axes if {"z", "y", "x"} <= set(axes) else default_axes(ndim)
+    space = [a for a in axes if a in ("z", "y", "x")]
+    if len(space) != 3:
+        return VoxelGrid(axes)
+    scale = attributes.get("voxel_size", attributes.get("resolution"))
+    units = attributes.get("units", "nm")
+    return VoxelGrid(
+        axes,
+        None if scale is None else _zyx(_floats(scale), space),
+        _zyx(_floats(attributes.get("offset", (0, 0, 0))), space),
+        _zyx([units] * 3 if isinstance(units, str) else list(units), space),
+    )
+
+
+def ome_multiscales(
+    name: str, axes: str, voxel_size_nm: Triple, offset_nm: Triple, version: str
+) -> dict[str, Any]:
+    """``multiscales`` of one level ``s0``, as a dictionary to be merged into the OME-Zarr keys."""
+    channels = len(axes) - 3
+    transforms = [
+        {"type": "scale", "scale": [1.0] * channels + list(voxel_size_nm)},
+        {"type": "translation", "translation": [0.0] * channels + list(offset_nm)},
+    ]
+    multiscale = {
+        "name": name,
+        "axes": [
+            {"name": "c", "type": "channel"}
+            if axis == "c"
+            else {"name": axis, "type": "space", "unit": "nanometer"}
+            for axis in axes
+        ],
+        "datasets": [{"path": "s0", "coordinateTransformations": transforms}],
+    }
+    if version == "0.4":
+        multiscale["version"] = version
+    return {"multiscales": [multiscale]}
+
+
+def update_group(path: Path, version: str, ome: Json, attributes: Json) -> None:
+    """Create a group, or add to the attributes of one that is there.
+
+    Args:
+        path: folder of the group.
+        version: of OME-Zarr: "0.4" (Zarr v2) or "0.5" (Zarr v3).
+        ome: OME-Zarr's own keys.
+        attributes: the user's attributes.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    node = read_node(path)
+    known = {} if node is None else dict(node.attributes)
+    known.update(attributes)
+    if version == "0.4":
+        _write_json(path / ".zgroup", {"zarr_format": 2})
+        _write_json(path / ".zattrs", {**known, **ome})
+        return
+    if ome:
+        known["ome"] = {"version": version, **known.get("ome", {}), **ome}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": known}
+    _write_json(path / "zarr.json", group)
+
+
+def _find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
+    """Body of ``find_array``; malformed metadata ends in a lookup or type error."""
+    if node.array is not None:
+        return node, _grid_of(node, where)
+    if not node.multiscales:
+        names = ", ".join(children(node.path)) or "nothing"
+        raise InputError(f"{where} is a Zarr group, not an array; add what to read ({names})")
+    levels = [
+        (_multiscale_grid(node.multiscales[0], level, where), level["path"])
+        for level in node.multiscales[0]["datasets"]
+    ]
+    grid, name = min(levels, key=lambda level: math.prod(level[0].scale or (1.0, 1.0, 1.0)))
+    found = read_node(node.path / name)
+    if found is None or found.array is None:
+        raise InputError(
+            f"{where} lists the level '{name}' in its multiscales but does not hold it"
+        )
+    return found, grid
+
+
+def _grid_of(node: ZarrNode, where: str) -> VoxelGrid:
+    """Grid of an array: from the multiscales of a group around it, else its own attributes."""
+    for folder in node.path.parents:
+        group = read_node(folder)
+        if group is None:
+            break
+        for multiscale in group.multiscales:
+            for level in multiscale["datasets"]:
+                if folder / level["path"] == node.path:
+                    return _multiscale_grid(multiscale, level, where)
+    names = (node.array or {}).get("dimension_names")
+    return plain_grid(node.attributes, len(node.shape), names)
+
+
+def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
+    """Grid of one level: its own transformations, then those of the whole multiscale."""
+    axes = [{"name": a} if isinstance(a, str) else a for a in multiscale["axes"]]
+    names = tuple(str(a["name"]).lower() for a in axes)
+    scale, translation, scaled = [1.0] * len(axes), [0.0] * len(axes), False
+    for transform in (
+        *level.get("coordinateTransformations", ()),
+        *multiscale.get("coordinateTransformations", ()),
+    ):
+        kind = transform["type"]
+        if kind == "scale":
+            factors, scaled = _floats(transform["scale"]), True
+            scale = [s * f for s, f in zip(scale, factors, strict=True)]
+            translation = [t * f for t, f in zip(translation, factors, strict=True)]
+        elif kind == "translation":
+            moves = _floats(transform["translation"])
+            translation = [t + m for t, m in zip(translation, moves, strict=True)]
+        elif kind != "identity":
+            raise InputError(f"{where} has the unsupported coordinate transformation '{kind}'")
+    if not {"z", "y", "x"} <= set(names):
+        return VoxelGrid(names)
+    return VoxelGrid(
+        names,
+        _zyx(scale, names) if scaled else None,
+        _zyx(translation, names),
+        _zyx([a.get("unit") for a in axes], names),
+    )
+
+
+def _zyx(values: Sequence[T], names: Sequence[str]) -> tuple[T, T, T]:
+    """The values of z, y and x, given those of all named axes."""
+    if len(values) != len(names):
+        raise ValueError(f"{list(values)} should have one value for each of {', '.join(names)}")
+    return values[names.index("z")], values[names.index("y")], values[names.index("x")]
+
+
+def _floats(values: Sequence[Any]) -> list[float]:
+    return [float(v) for v in values]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} should hold a JSON object")
+    return found
+
+
+def _write_json(path: Path, value: Json) -> None:
+    path.write_text(json.dumps(value, indent=2))

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from funlib.geometry.roi import Roi
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from custom.features.lattice import AxisLattice, plane_lattice
+from custom.features.spec import FeatureSpec
+from custom.planes import NORMAL_AXIS, PLANES, interpolation_matrix
+
+
+@st.composite
+def lattices(draw: st.DrawFn) -> AxisLattice:
+    patch = draw(st.sampled_from([4, 14, 16]))
+    window = patch * draw(st.integers(1, 6))
+    overlap = patch * draw(st.integers(0, window // patch - 1))
+    scale = draw(st.sampled_from([0.3, 0.5, 1.0, 2.0, 2.016, 3.5]))
+    return AxisLattice(draw(st.integers(1, 90)), scale, patch, window, overlap)
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> tuple[AxisLattice, int, int]:
+    lattice = draw(lattices())
+    offset = draw(st.integers(0, lattice.size - 1))
+    return lattice, offset, draw(st.integers(1, lattice.size - offset))
+
+
+@given(lattices())
+def test_patches_cover_the_volume_and_windows_cover_the_patches(lattice: AxisLattice) -> None:
+    assert lattice.num_patches * lattice.voxels_per_patch >= lattice.size - 1e-3
+    assert (lattice.num_patches - 1) * lattice.voxels_per_patch < lattice.size
+    covered = {p for k in range(lattice.num_windows) for p in lattice.patches_of(k)}
+    assert covered >= set(range(lattice.num_patches))
+    last = set(lattice.patches_of(lattice.num_windows - 1))
+    others = {p for k in range(lattice.num_windows - 1) for p in lattice.patches_of(k)}
+    assert (last - others) & set(range(lattice.num_patches)), "the last window is of no use"
+
+
+def test_rounding_does_not_add_a_patch() -> None:
+    assert AxisLattice(250, 504 / 250, 14, 504, 0).num_patches == 36
+    assert AxisLattice(250, 504 / 250, 14, 504, 0).num_windows == 1
+    assert AxisLattice(251, 504 / 250, 14, 504, 0).num_patches == 37
+
+
+@given(boxes())
+def test_windows_touching_are_all_that_hold_a_patch(box: tuple[AxisLattice, int, int]) -> None:
+    lattice, offset, size = box
+    patches = lattice.patches_for(offset, size)
+    expected = [k for k in range(lattice.num_windows) if set(lattice.patches_of(k)) & set(patches)]
+    assert list(lattice.windows_touching(patches)) == expected
+
+
+@given(lattices())
+def test_shares_of_a_patch_sum_to_one(lattice: AxisLattice) -> None:
+    total = torch.zeros(lattice.num_patches)
+    for k in range(lattice.num_windows):
+        for patch, share in zip(lattice.patches_of(k), lattice.blending(k), strict=True):
+            assert share > 0
+            if patch < lattice.num_patches:
+                total[patch] += share
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_shares_are_linear_ramps_where_two_windows_overlap() -> None:
+    lattice = AxisLattice(64, 1.0, 4, 24, 8)  # 6 patches per window, the last 2 shared
+    torch.testing.assert_close(lattice.blending(0), torch.tensor([1, 1, 1, 1, 0.75, 0.25]))
+    torch.testing.assert_close(lattice.blending(1), torch.tensor([0.25, 0.75, 1, 1, 0.75, 0.25]))
+
+
+@given(boxes(), st.integers(0, 2**16))
+def test_a_boxs_patches_interpolate_as_the_whole_volumes(
+    box: tuple[AxisLattice, int, int], seed: int
+) -> None:
+    lattice, offset, size = box
+    step = lattice.voxels_per_patch
+    values = torch.rand(lattice.num_patches, generator=torch.Generator().manual_seed(seed))
+    whole = interpolation_matrix(lattice.size, lattice.num_patches, 0.0, step) @ values
+    wanted = lattice.patches_for(offset, size)
+    start = wanted.start * step - offset
+    part = interpolation_matrix(size, len(wanted), start, step) @ values[wanted.start : wanted.stop]
+    torch.testing.assert_close(part, whole[offset : offset + size], atol=1e-4, rtol=0)
+
+
+@given(lattices(), st.integers(0, 2**16))
+def test_pixels_are_interpolated_at_their_place_and_reflected_beyond_the_volume(
+    lattice: AxisLattice, seed: int
+) -> None:
+    assume(lattice.pixels_per_voxel >= 1)
+    values = np.random.default_rng(seed).random(lattice.size)
+    pad = 2 * lattice.window
+    padded = np.pad(values, pad, mode="reflect") if lattice.size > 1 else np.repeat(values, 2 * pad)
+    for k in range(lattice.num_windows):
+        voxels, matrix = lattice.resampling(k)
+        assert 0 <= voxels.start < voxels.stop <= lattice.size
+        first = k * (lattice.window - lattice.overlap)
+        place = (np.arange(first, first + lattice.window) + 0.5) / lattice.pixels_per_voxel - 0.5
+        expected = np.interp(place, np.arange(len(padded)) - pad, padded)
+        found = matrix.numpy() @ values[voxels.start : voxels.stop]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_shrinking_is_antialiased_as_torch_does_it() -> None:
+    lattice = AxisLattice(64, 0.25, 4, 16, 0)
+    voxels, matrix = lattice.resampling(0)
+    values = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(
+        values[None, None, None], size=(1, 16), mode="bilinear", antialias=True
+    ).flatten()
+    assert voxels == range(64)
+    torch.testing.assert_close((matrix @ values)[1:-1], expected[1:-1])  # ends: reflected
+
+
+@given(lattices())
+def test_a_windows_pixels_depend_on_the_volume_alone(lattice: AxisLattice) -> None:
+    for k in range(lattice.num_windows):
+        torch.testing.assert_close(
+            lattice.resampling(k)[1].sum(1), torch.ones(lattice.window), atol=1e-5, rtol=0
+        )
+
+
+def spec(**changes: object) -> FeatureSpec:
+    values = {
+        "backbone": "b",
+        "digest": "d",
+        "patch_size": 4,
+        "channels": 2,
+        "layers": (1,),
+        "final_norm": True,
+        "pixels_per_voxel": (0.5, 1.0, 2.0),
+        "window": 16,
+        "overlap": 4,
+        "planes": PLANES,
+        "intensity_percentiles": (0.1, 99.9),
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.2, 0.2, 0.2),
+        "dtype": "float16",
+        "layout": "tokens",
+    }
+    return FeatureSpec.from_json({**values, **changes})
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_plane_has_slices_along_its_normal_and_patches_along_the_others(plane: str) -> None:
+    roi = Roi((6, 8, 11), (5, 7, 9))
+    lattice = plane_lattice(spec(), (40, 30, 20), roi, plane)
+    normal = NORMAL_AXIS[plane]
+    assert list(lattice.normal) == list(range(roi.begin[normal], roi.end[normal]))
+    assert (lattice.start[normal], lattice.step[normal]) == (0, 1)
+    for axis, patches in zip({0, 1, 2} - {normal}, lattice.patches, strict=True):
+        size = (8.0, 4.0, 2.0)[axis]  # patch / pixels_per_voxel
+        assert lattice.step[axis] == size
+        assert lattice.start[axis] == patches.start * size - roi.offset[axis]

@@ -1,0 +1,57 @@
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import run
+
+
+@pytest.fixture
+def fake_demo(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A demo that takes no time and writes what a real one leaves."""
+    commands: list[list[str]] = []
+
+    def call(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        folder = Path(command[-1])
+        (folder / "eval").mkdir(parents=True)
+        record = {"step": "training", "seconds": 60.5, "peak_mib": 700.0}
+        (folder / "steps.json").write_text(json.dumps([record]))
+        scores = {"entries": [{"voi": 0.5, "adapted_rand": 0.05}]}
+        (folder / "eval" / "scores.json").write_text(json.dumps(scores))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", call)
+    return commands
+
+
+def test_results_are_machine_versions_and_a_flat_list_of_figures(
+    fake_demo: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(run, "version", lambda package: f"version of {package}")
+    run.bench()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {"cpu", "cores", "memory_mib"} <= set(results["machine"])
+    assert results["machine"]["cores"] >= 1
+    assert results["versions"]["torch"] == "version of torch"
+    assert results["figures"] == [
+        {"name": "demo.training.seconds", "value": 60.5, "unit": "s"},
+        {"name": "demo.training.peak_memory", "value": 700.0, "unit": "MiB"},
+        {"name": "demo.voi", "value": 0.5, "unit": "bits"},
+        {"name": "demo.adapted_rand", "value": 0.05, "unit": "1"},
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_demo_can_be_reused(fake_demo: list[list[str]], tmp_path: Path) -> None:
+    run.demo_figures(tmp_path / "demo")
+    assert fake_demo[0][-2:] == ["--out", str(tmp_path / "demo")]
+
+
+def test_a_failed_demo_stops_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(SystemExit, match="demo failed with status 1"):
+        run.demo_figures(tmp_path)

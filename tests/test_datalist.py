@@ -1,0 +1,404 @@
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from funlib.geometry import Roi
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from custom.datalist import DatalistEntry, OpenEntry, open_entry, parse_datalist
+from custom.errors import InputError
+from custom.volumes import create_ome_zarr_array
+
+SIZE = (30.5, 4.0, 4.25)
+RAW_SHAPE = (6, 9, 13)
+LABEL_SHAPE = (4, 5, 7)
+LABEL_START = (1, 2, 3)  # in voxels of raw
+RAW_OFFSET = (61.0, -8.0, 17.0)
+
+RNG = np.random.default_rng(1)
+RAW = RNG.integers(0, 255, RAW_SHAPE).astype(np.uint8)
+LABELS = RNG.integers(0, 5, LABEL_SHAPE).astype(np.uint64)
+LABELS[0, 0, 0] = 2**63 + 1
+MASK = RNG.integers(0, 2, LABEL_SHAPE).astype(np.uint8)
+
+
+def write(
+    folder: Path,
+    name: str,
+    values: NDArray[Any],
+    start: Sequence[float] = (0, 0, 0),
+    size: Sequence[float] = SIZE,
+) -> str:
+    """An OME-Zarr image that starts at a voxel of raw; its path relative to the folder."""
+    z, y, x = (o + s * e for o, s, e in zip(RAW_OFFSET, start, SIZE, strict=True))
+    voxel_size = (size[0], size[1], size[2])
+    create_ome_zarr_array(
+        folder / "x.zarr",
+        name,
+        values.shape,
+        values.dtype,
+        "zyx",
+        voxel_size,
+        (z, y, x),
+        (4,) * 3,
+        {},
+    ).write(values).result()
+    return f"x.zarr/{name}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write(folder, "raw", RAW)
+    write(folder, "labels/cells", LABELS, LABEL_START)
+    write(folder, "mask", MASK, LABEL_START)
+    return folder
+
+
+def entry(id_: str = "a", **fields: Any) -> dict[str, Any]:
+    return {"id": id_, "raw": "x.zarr/raw", **fields}
+
+
+def labelled(id_: str = "a", **fields: Any) -> dict[str, Any]:
+    return entry(id_, **{"labels": "x.zarr/labels/cells", **fields})
+
+
+def box(offset: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
+    return {"offset": list(offset), "shape": list(shape)}
+
+
+def save(folder: Path, **content: Any) -> Path:
+    path = folder / "datalist.json"
+    path.write_text(json.dumps({"name": "tiny", **content}))
+    return path
+
+
+def parsed(folder: Path, fields: dict[str, Any]) -> DatalistEntry:
+    return parse_datalist(save(folder, test=[fields])).test[0]
+
+
+def opened(folder: Path, fields: dict[str, Any]) -> OpenEntry:
+    return open_entry(parsed(folder, fields))
+
+
+@st.composite
+def rois_around(draw: st.DrawFn, shape: Sequence[int]) -> Roi:
+    """Boxes that may stick out on any side, or miss the volume."""
+    starts = [draw(st.integers(-4, n + 3)) for n in shape]
+    return Roi(starts, [draw(st.integers(1, 8)) for _ in shape])
+
+
+def test_all_fields_are_read(data: Path) -> None:
+    fields = labelled(
+        mask="x.zarr/mask",
+        roi=box((0, 1, 2), (3, 2, 4)),
+        voxel_size_nm={"raw": [30.5, 4, 4.25], "labels": list(SIZE)},
+        intensity_window=[10, 200],
+        classes={"cells": "all"},
+    )
+    assert parsed(data, fields) == DatalistEntry(
+        id="a",
+        raw=str(data / "x.zarr/raw"),
+        labels=str(data / "x.zarr/labels/cells"),
+        mask=str(data / "x.zarr/mask"),
+        roi=Roi((0, 1, 2), (3, 2, 4)),
+        raw_voxel_size_nm=SIZE,
+        labels_voxel_size_nm=SIZE,
+        intensity_window=(10.0, 200.0),
+        classes={"cells": "all"},
+    )
+
+
+def test_sections_keep_their_entries_in_order(data: Path) -> None:
+    path = save(
+        data,
+        training=[labelled("a", roi=box((0, 0, 0), (2, 5, 7)))],
+        validation=[labelled("b", roi=box((2, 0, 0), (2, 5, 7)))],
+        test=[entry("c"), entry("d")],
+    )
+    datalist = parse_datalist(path)
+    assert datalist.name == "tiny"
+    assert [e.id for e in datalist.entries()] == ["a", "b", "c", "d"]
+    assert [e.id for e in datalist.section("test")] == ["c", "d"]
+    with pytest.raises(InputError, match="no section 'train'; did you mean 'training'"):
+        datalist.section("train")
+
+
+def test_paths_are_relative_to_the_datalist(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(data, test=[entry()])
+    monkeypatch.chdir(tmp_path)
+    assert parse_datalist(path).test[0].raw == str(data / "x.zarr/raw")
+
+
+def test_absolute_paths_are_kept(data: Path, tmp_path: Path) -> None:
+    raw = str(data / "x.zarr/raw")
+    assert parsed(tmp_path, entry(raw=raw)).raw == raw
+
+
+@given(roi=rois_around(RAW_SHAPE))
+def test_labels_are_read_in_raw_voxels_and_padded(data: Path, roi: Roi) -> None:
+    found = opened(data, labelled())
+    labels, annotated = found.read_labels(roi)
+    for index in np.ndindex(*labels.shape):
+        here = np.add(roi.offset, index) - LABEL_START
+        inside = bool(np.all(here >= 0) and np.all(here < LABEL_SHAPE))
+        assert annotated[index] == inside
+        assert labels[index] == (LABELS[tuple(here)] if inside else 0)
+
+
+@given(roi=rois_around(RAW_SHAPE))
+def test_a_mask_narrows_what_is_annotated(data: Path, roi: Roi) -> None:
+    labels, inside = opened(data, labelled()).read_labels(roi)
+    masked_labels, annotated = opened(data, labelled(mask="x.zarr/mask")).read_labels(roi)
+    np.testing.assert_array_equal(masked_labels, labels)
+    for index in np.ndindex(*labels.shape):
+        here = tuple(np.add(roi.offset, index) - LABEL_START)
+        assert annotated[index] == bool(inside[index] and MASK[here])
+
+
+def test_labels_are_uint64_and_keep_large_ids(data: Path) -> None:
+    labels, _ = opened(data, labelled()).read_labels(Roi(LABEL_START, (1, 1, 1)))
+    assert labels.dtype == np.uint64
+    assert labels.item() == 2**63 + 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (entry(), Roi((0, 0, 0), RAW_SHAPE)),
+        (entry(roi=box((1, 0, 2), (2, 3, 4))), Roi((1, 0, 2), (2, 3, 4))),
+        (labelled(), Roi(LABEL_START, LABEL_SHAPE)),
+        (labelled(roi=box((1, 0, 2), (2, 3, 4))), Roi((2, 2, 5), (2, 3, 4))),
+    ],
+    ids=["raw", "raw roi", "labels", "labels roi"],
+)
+def test_the_roi_is_in_raw_voxels(data: Path, fields: dict[str, Any], expected: Roi) -> None:
+    found = opened(data, fields)
+    assert found.roi == expected
+    np.testing.assert_array_equal(found.read_raw(expected), RAW[expected.to_slices()])
+
+
+def test_labels_larger_than_raw_are_cut_to_it(data: Path) -> None:
+    found = opened(
+        data, entry(labels=write(data, "wide", np.ones((9, 9, 9), np.uint8), (-2, 3, 1)))
+    )
+    assert found.labels_offset == (-2, 3, 1)
+    assert found.roi == Roi((0, 3, 1), (6, 6, 9))
+
+
+def test_an_open_entry_is_pickled(data: Path) -> None:
+    found = opened(data, labelled())
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.read_labels(found.roi)[0], found.read_labels(found.roi)[0])
+
+
+@pytest.mark.parametrize("z", range(LABEL_SHAPE[0]))
+def test_one_labelled_section_is_enough(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, z: int
+) -> None:
+    monkeypatch.setattr("custom.datalist.SLAB_VOXELS", 2 * 5 * 7)
+    values = np.zeros_like(LABELS)
+    values[z, 4, 6] = 1
+    fields = entry(raw=str(data / "x.zarr/raw"), labels=write(tmp_path, "one", values))
+    assert opened(tmp_path, fields).read_labels(Roi((z, 4, 6), (1, 1, 1)))[0].item() == 1
+
+
+def test_bool_labels_are_ids_0_and_1(data: Path) -> None:
+    found = opened(data, entry(labels=write(data, "bool", LABELS > 2)))
+    np.testing.assert_array_equal(found.read_labels(found.roi)[0], LABELS > 2)
+
+
+def test_positive_signed_labels_are_read(data: Path) -> None:
+    values = LABELS.clip(0, 9).astype(np.int32)
+    found = opened(data, entry(labels=write(data, "signed", values)))
+    np.testing.assert_array_equal(found.read_labels(found.roi)[0], values)
+
+
+def test_negative_labels_are_refused(data: Path) -> None:
+    values = LABELS.clip(0, 9).astype(np.int16)
+    values[3, 4, 6] = -7
+    fields = entry(labels=write(data, "negative", values))
+    with pytest.raises(InputError, match="entry 'a' hold the negative id -7"):
+        opened(data, fields).read_labels(Roi((0, 0, 0), LABEL_SHAPE))
+
+
+def test_rounding_in_positions_is_forgiven(data: Path) -> None:
+    start = [s + 0.004 for s in LABEL_START]
+    found = opened(data, entry(labels=write(data, "rounded", LABELS, start)))
+    assert found.labels_offset == LABEL_START
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda p: labelled(labels=write(p, "float", LABELS.astype(np.float32))),
+            "labels '.*float' has type float32; convert it to integers",
+        ),
+        (
+            lambda p: labelled(mask=write(p, "soft", MASK.astype(np.float32))),
+            "mask '.*soft' has type float32",
+        ),
+        (
+            lambda p: labelled(labels=write(p, "zero", np.zeros_like(LABELS))),
+            "labels of entry 'a' .*zero.* are all 0 in the ROI",
+        ),
+        (
+            lambda p: labelled(labels=write(p, "far", LABELS, (0, 9, 0))),
+            r"labels '.*far' does not overlap raw: it starts at voxel \(0, 9, 0\)",
+        ),
+        (
+            lambda p: labelled(mask=write(p, "far_mask", MASK, (-4, 0, 0))),
+            "mask '.*far_mask' does not overlap raw",
+        ),
+        (
+            lambda p: labelled(labels=write(p, "half", LABELS, (0, 0.5, 0))),
+            r"labels '.*half' starts at voxel \[0.0, 0.5, 0.0\] of raw, which is not a whole",
+        ),
+        (
+            lambda p: labelled(labels=write(p, "fine", LABELS, size=(30.5, 4.0, 2.0))),
+            "labels '.*fine' has voxel size .* they must be equal",
+        ),
+        (
+            lambda p: labelled(roi=box((0, 0, 1), LABEL_SHAPE)),
+            r"roi has offset \[0, 0, 1\] .*sticks out of labels, whose shape is \[4, 5, 7\]",
+        ),
+        (
+            lambda p: entry(roi=box((0, 0, 1), RAW_SHAPE)),
+            r"roi has offset \[0, 0, 1\] .*sticks out of raw, whose shape is \[6, 9, 13\]",
+        ),
+        (
+            lambda p: labelled(
+                labels=write(p, "out", LABELS, (4, 0, 0)), roi=box((0, 0, 0), LABEL_SHAPE)
+            ),
+            "roi moved to raw voxels .*sticks out of raw",
+        ),
+    ],
+    ids=lambda value: "" if callable(value) else value,
+)
+def test_volumes_that_do_not_fit_are_refused(
+    data: Path, tmp_path: Path, make: Callable[[Path], dict[str, Any]], message: str
+) -> None:
+    fields = make(tmp_path)
+    fields["raw"] = str(data / fields["raw"])
+    if (tmp_path / fields.get("labels", "")).name == "cells":
+        fields["labels"] = str(data / fields["labels"])
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path, fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"raw": "x.zarr/raw"}, r"test\[0\], id must be letters.* got None"),
+        (entry("a/b"), "id must be letters, digits .* got 'a/b'"),
+        ({"id": "a"}, r"test\[0\] \('a'\) has no 'raw'"),
+        (entry(label="y"), r"test\[0\] \('a'\) has the unknown key 'label'; did you mean 'labels'"),
+        (entry(raw=7), r"test\[0\] \('a'\), raw must be a path, got 7"),
+        (entry(raw="none.tif"), "entry 'a', raw '.*none.tif' does not exist"),
+        (labelled(labels="x.zarr/label"), "entry 'a', labels '.*label' does not exist"),
+        (labelled(mask="none.npy"), "entry 'a', mask '.*none.npy' does not exist"),
+        (entry(roi=[1, 2]), "roi must be a JSON object"),
+        (entry(roi={"offset": [0, 0, 0]}), "roi.shape must be a list of 3 numbers, got None"),
+        (entry(roi=box((0, 0, 0), (1, 1))), "roi.shape must be a list of 3 numbers"),
+        (entry(roi=box((0, 0, 0), (1, 0, 1))), "roi.shape must be 3 whole numbers from 1 on"),
+        (entry(roi=box((0, -1, 0), (1, 1, 1))), "roi.offset must be 3 whole numbers from 0 on"),
+        (entry(roi={"offset": [0, 0.5, 0], "shape": [1, 1, 1]}), "roi.offset must be 3 whole"),
+        (entry(roi={**box((0, 0, 0), (1, 1, 1)), "size": 1}), "roi has the unknown key 'size'"),
+        (entry(voxel_size_nm=[1, 1, 1]), "voxel_size_nm must be a JSON object"),
+        (entry(voxel_size_nm={"raw": [1, 0, 1]}), "raw must be positive"),
+        (entry(voxel_size_nm={"raw": 4}), "raw must be a list of 3 numbers, got 4"),
+        (entry(voxel_size_nm={"label": 4}), "voxel_size_nm has the unknown key 'label'"),
+        (entry(intensity_window=[5, 5]), r"intensity_window must be \[low, high\]"),
+        (entry(intensity_window=[True, 5]), "intensity_window must be a list of 2 numbers"),
+        (entry(classes=["a"]), "classes must be a JSON object"),
+        ("x", r"test\[0\] must be a JSON object, got 'x'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes_in_an_entry_are_named(data: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse_datalist(save(data, test=[fields]))
+    assert str(data / "datalist.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "has no entries"),
+        ('{"train": []}', "unknown key 'train'; did you mean 'training'"),
+        ('{"test": {}}', "test must be a list"),
+        (None, "datalist '.*datalist.json' does not exist"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "datalist.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse_datalist(tmp_path / "datalist.json")
+
+
+def test_an_id_is_used_once(data: Path) -> None:
+    path = save(data, training=[entry("a")], test=[entry("a")])
+    with pytest.raises(InputError, match="id 'a' more than once"):
+        parse_datalist(path)
+
+
+@pytest.mark.parametrize(
+    ("training", "validation"),
+    [
+        (labelled("a"), labelled("b")),
+        (
+            labelled("a", roi=box((0, 0, 0), (3, 5, 7))),
+            labelled("b", roi=box((2, 4, 6), (2, 1, 1))),
+        ),
+        # 1 voxel of raw in common: labels start at (1, 2, 3) of raw
+        (labelled("a", roi=box((0, 0, 0), (1, 1, 1))), entry("b", roi=box((1, 2, 3), (1, 1, 1)))),
+        (labelled("a"), labelled("b", raw="x.zarr/raw/s0")),
+        (labelled("a"), labelled("b", raw="x.zarr/../x.zarr/raw")),
+        (labelled("a", raw="x.zarr/../x.zarr/raw"), labelled("b")),
+    ],
+)
+def test_training_and_validation_may_not_overlap(
+    data: Path, training: dict[str, Any], validation: dict[str, Any]
+) -> None:
+    path = save(data, training=[training], validation=[validation])
+    with pytest.raises(InputError, match=r"roi of training entry 'a' overlaps .* entry 'b'"):
+        parse_datalist(path)
+
+
+def test_neighbouring_rois_and_other_volumes_do_not_overlap(data: Path, tmp_path: Path) -> None:
+    write(tmp_path, "raw", RAW)
+    path = save(
+        data,
+        training=[labelled("a", roi=box((0, 0, 0), (2, 5, 7)))],
+        validation=[
+            labelled("b", roi=box((2, 0, 0), (2, 5, 7))),
+            entry("c", raw=str(tmp_path / "x.zarr/raw")),
+        ],
+    )
+    assert [e.id for e in parse_datalist(path).validation] == ["b", "c"]
+
+
+def test_real_data_opens_with_its_labels(shared_data: Path, tmp_path: Path) -> None:
+    fields = {
+        "id": "fib25",
+        "raw": str(shared_data / "raw"),
+        "labels": str(shared_data / "labels" / "neurons"),
+        "roi": box((129, 0, 0), (37, 250, 250)),
+    }
+    found = opened(tmp_path, fields)
+    labels, annotated = found.read_labels(Roi((160, 100, 100), (10, 20, 20)))
+    assert annotated[:6].all()
+    assert not annotated[6:].any()
+    assert labels[:6].any()

@@ -1,0 +1,216 @@
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser
+from numpy.typing import NDArray
+from PIL import Image
+
+from custom.errors import InputError
+from custom.evaluation import Scores, SegmentationEvaluator
+from custom.metrics import adapted_rand_error, variation_of_information
+from custom.volumes import create_ome_zarr_array
+
+ROOT = Path(__file__).resolve().parents[1]
+VOXEL_SIZE = (40.0, 8.0, 10.0)
+SHAPE = (12, 20, 26)
+RAW_OFFSET = (400.0, 0.0, 80.0)
+ROI = {"offset": [2, 3, 4], "shape": [8, 14, 18]}
+INSIDE = (slice(2, 10), slice(3, 17), slice(4, 22))
+
+
+def write(
+    group: Path,
+    path: str,
+    array: NDArray[Any],
+    first: tuple[int, int, int] = (0, 0, 0),
+    voxel_size: tuple[float, float, float] = VOXEL_SIZE,
+) -> None:
+    """An array whose first voxel is the raw voxel ``first``."""
+    z, y, x = (o + f * s for o, f, s in zip(RAW_OFFSET, first, voxel_size, strict=True))
+    store = create_ome_zarr_array(
+        group, path, array.shape, array.dtype, "zyx", voxel_size, (z, y, x), array.shape, {}
+    )
+    store[...] = array
+
+
+def truth() -> NDArray[np.uint32]:
+    """Eight bricks and an unlabelled corner."""
+    z, y, x = np.indices(SHAPE)
+    labels = (1 + (z >= 6) + 2 * (y >= 9) + 4 * (x >= 12)).astype(np.uint32)
+    labels[:4, :6, :7] = 0
+    return labels
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    write(tmp_path / "data.zarr", "raw", rng.integers(0, 255, SHAPE, dtype=np.uint8))
+    write(tmp_path / "data.zarr", "labels/cells", truth())
+    source = {"raw": "data.zarr/raw", "labels": "data.zarr/labels/cells"}
+    datalist = {"name": "bricks", "test": [{"id": "cube", **source, "roi": ROI}]}
+    (tmp_path / "datalist.json").write_text(json.dumps(datalist))
+    return tmp_path
+
+
+def segmentation() -> NDArray[np.uint64]:
+    """The truth with ids that need 64 bits, two bricks merged, one cut, a hole."""
+    labels = truth().astype(np.uint64)
+    labels[labels == 2] = 1
+    labels[:, 12:][labels[:, 12:] == 7] = 900
+    labels[9, 10, 15] = 0
+    return np.where(labels > 0, labels + np.uint64(2**40), labels)
+
+
+def write_segmentation(folder: Path, array: NDArray[Any], **where: Any) -> None:
+    write(folder / "output" / "cube.zarr", "labels/segmentation", array, **where)
+
+
+def evaluate(folder: Path, section: str = "test") -> list[Scores]:
+    return SegmentationEvaluator(
+        folder / "datalist.json", section, folder / "output", folder / "eval"
+    ).run()
+
+
+def test_scores_are_the_metrics_inside_the_roi(data: Path) -> None:
+    write_segmentation(data, segmentation())
+    (scores,) = evaluate(data)
+    expected_truth, found = truth()[INSIDE], segmentation()[INSIDE]
+    split, merge = variation_of_information(expected_truth, found)
+    assert (scores.voi_split, scores.voi_merge) == (split, merge)
+    assert scores.voi == split + merge > 0.2
+    assert scores.adapted_rand == adapted_rand_error(expected_truth, found) > 0
+    assert (scores.truth_objects, scores.segments) == (8, 8)
+    assert scores.voxels == np.count_nonzero(expected_truth)
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [
+        ((2, 3, 4), INSIDE),
+        ((1, 5, 0), (slice(1, 12), slice(5, 20), slice(0, 13))),
+    ],
+    ids=["the ROI alone", "a part of it"],
+)
+def test_a_segmentation_is_placed_by_its_position(
+    data: Path, first: tuple[int, int, int], kept: tuple[slice, slice, slice]
+) -> None:
+    write_segmentation(data, segmentation()[kept], first=first)
+    (scores,) = evaluate(data)
+    shared = tuple(
+        slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(kept, INSIDE, strict=True)
+    )
+    split, merge = variation_of_information(truth()[shared], segmentation()[shared])
+    assert (scores.voi_split, scores.voi_merge) == (split, merge)
+    assert scores.voxels == np.count_nonzero(truth()[shared])
+
+
+def test_a_partly_covered_roi_is_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_segmentation(data, segmentation()[:6])
+    evaluate(data)
+    assert "covers" in caplog.text
+
+
+def test_renaming_the_truth_scores_zero(data: Path) -> None:
+    write_segmentation(data, truth().astype(np.uint64) * 7 + 3)
+    (scores,) = evaluate(data)
+    assert (scores.voi, scores.adapted_rand) == (0.0, 0.0)
+
+
+def test_json_and_csv_hold_the_scores_and_nothing_else_is_left(data: Path) -> None:
+    write_segmentation(data, segmentation())
+    (scores,) = evaluate(data)
+    assert {path.name for path in (data / "eval").iterdir()} == {
+        "scores.json",
+        "scores.csv",
+        "cube.png",
+    }
+    content = json.loads((data / "eval" / "scores.json").read_text())
+    assert content["section"] == "test"
+    assert Scores(**content["entries"][0]) == scores
+    with (data / "eval" / "scores.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["id"] == "cube"
+    assert float(row["voi_split"]) == scores.voi_split
+    assert int(row["voxels"]) == scores.voxels
+
+
+def test_the_picture_shows_agreement_as_equal_colours(data: Path) -> None:
+    write_segmentation(data, truth().astype(np.uint64) + 5)
+    evaluate(data)
+    image = np.asarray(Image.open(data / "eval" / "cube.png"))
+    width = image.shape[1] // 3
+    raw, true, found = (image[16:, i * width : (i + 1) * width] for i in range(3))
+    first_row = slice(0, 14)
+    np.testing.assert_array_equal(true[first_row], found[first_row])
+    assert (true != raw).any()
+
+
+def without_labels(entry: dict[str, Any]) -> None:
+    del entry["labels"]
+
+
+def in_the_unlabelled_corner(entry: dict[str, Any]) -> None:
+    entry["roi"] = {"offset": [0, 0, 0], "shape": [4, 6, 7]}
+
+
+def unchanged(entry: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "message"),
+    [
+        (without_labels, {}, "entry 'cube' has no labels"),
+        (in_the_unlabelled_corner, {}, "entry 'cube'.* all 0"),
+        (unchanged, {"voxel_size": (40.0, 8.0, 8.0)}, "has voxels of"),
+        (unchanged, {"first": (0.0, 0.5, 0.0)}, "not whole numbers"),
+        (unchanged, {"first": (0, 0, 40)}, "covers none of the ROI"),
+    ],
+    ids=["no labels", "no truth", "other voxels", "between voxels", "elsewhere"],
+)
+def test_what_cannot_be_compared_is_said(
+    data: Path, change: Any, where: Mapping[str, Any], message: str
+) -> None:
+    datalist = json.loads((data / "datalist.json").read_text())
+    change(datalist["test"][0])
+    (data / "datalist.json").write_text(json.dumps(datalist))
+    write_segmentation(data, segmentation(), **where)
+    with pytest.raises(InputError, match=message):
+        evaluate(data)
+    assert not (data / "eval").exists()
+
+
+def test_a_segmentation_over_unlabelled_voxels_alone_is_said(data: Path) -> None:
+    write_segmentation(data, segmentation()[:4, :6, :7])
+    with pytest.raises(InputError, match="all zero where the segmentation is"):
+        evaluate(data)
+
+
+def test_a_missing_segmentation_says_to_run_inference(data: Path) -> None:
+    with pytest.raises(InputError, match=r"no segmentation of entry 'cube'.*run inference first"):
+        evaluate(data)
+
+
+def test_an_empty_section_is_said(data: Path) -> None:
+    with pytest.raises(InputError, match=r"section 'validation' .* has no entries"):
+        evaluate(data, "validation")
+
+
+@pytest.mark.parametrize("run_id", ["evaluating", "run"])
+def test_the_configuration_runs_it(data: Path, run_id: str) -> None:
+    write_segmentation(data, segmentation())
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "bundle" / "configs" / "evaluate.json"))
+    parser["bundle_root"] = str(ROOT / "bundle")
+    parser["datalist"] = str(data / "datalist.json")
+    parser["output_dir"] = str(data / "output")
+    parser["eval_dir"] = str(data / "eval")
+    parser.parse()
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content(run_id)
+    assert (data / "eval" / "scores.json").exists()

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from ignite.engine import Engine
+from monai.handlers import IgniteMetricHandler
+from skimage import metrics as skimage_metrics
+
+from custom.metrics import (
+    SCORES,
+    InstanceSegmentationMetric,
+    ObjectCounts,
+    adapted_rand_error,
+    contingency,
+    instance_scores,
+    object_counts,
+    variation_of_information,
+)
+from tests.oracles import pair_counts
+
+SHAPES = array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
+BIG = 2**63  # neighbours of this id are equal in float64
+
+
+@st.composite
+def pairs(draw, low=0):
+    """Truth and segmentation of one shape."""
+    shape = draw(SHAPES)
+    return tuple(draw(arrays(np.int64, shape, elements=st.integers(low, 4))) for _ in range(2))
+
+
+def objects(*ids):
+    return np.repeat(np.array(ids, dtype=np.uint64), 4).reshape(1, 2, -1)
+
+
+@pytest.mark.parametrize(
+    ("truth", "segmentation", "split", "merge", "rand"),
+    [
+        pytest.param(objects(1, 1), objects(5, 6), 1, 0, 1 - 24 / 40, id="one object in halves"),
+        pytest.param(objects(1, 2), objects(9, 9), 0, 1, 1 - 24 / 40, id="two objects joined"),
+        pytest.param(objects(1, 2), objects(BIG, BIG + 1), 0, 0, 0, id="large ids stay apart"),
+        pytest.param(objects(0, 1), objects(3, 3), 0, 0, 0, id="unknown truth is ignored"),
+        pytest.param(objects(1, 1), objects(0, 5), 1, 0, 1 - 24 / 40, id="unassigned is a segment"),
+        pytest.param(objects(0, 0), objects(1, 2), 0, 0, 0, id="no truth at all"),
+        pytest.param(objects(1, 1, 2, 2), objects(1, 2, 1, 2), 1, 1, 1 - 24 / 56, id="crossed"),
+    ],
+)
+def test_scores_computed_by_hand(truth, segmentation, split, merge, rand):
+    assert variation_of_information(truth, segmentation) == pytest.approx((split, merge))
+    assert adapted_rand_error(truth, segmentation) == pytest.approx(rand)
+
+
+@given(pairs())
+def test_information_equals_scikit_image(pair):
+    truth, segmentation = pair
+    known = truth != 0
+    if not known.any():
+        return
+    split, merge = skimage_metrics.variation_of_information(truth[known], segmentation[known])
+    assert variation_of_information(truth, segmentation) == pytest.approx((split, merge), abs=1e-9)
+
+
+@given(pairs())
+def test_rand_error_equals_the_loop_over_pairs(pair):
+    together, in_truth, in_segments = pair_counts(*pair)
+    expected = 1 - 2 * together / (in_truth + in_segments) if in_truth + in_segments else 0
+    assert adapted_rand_error(*pair) == pytest.approx(expected)
+
+
+def test_rand_error_equals_scikit_image():
+    rng = np.random.default_rng(0)
+    truth, segmentation = rng.integers(0, 6, (2, 9, 10, 11))
+    expected, _, _ = skimage_metrics.adapted_rand_error(truth, segmentation, ignore_labels=(0,))
+    assert adapted_rand_error(truth, segmentation) == pytest.approx(expected)
+
+
+@given(pairs(low=1))
+def test_split_and_merge_change_places_with_the_arguments(pair):
+    a, b = pair
+    assert variation_of_information(a, b) == pytest.approx(variation_of_information(b, a)[::-1])
+    assert adapted_rand_error(a, b) == pytest.approx(adapted_rand_error(b, a))
+
+
+@given(pair=pairs(), seed=st.integers(0, 9))
+def test_relabelling_changes_nothing(pair, seed):
+    truth, segmentation = pair
+    new = np.random.default_rng(seed).permutation(5).astype(np.uint64) + np.uint64(BIG)
+    renamed = np.where(truth == 0, np.uint64(0), new[truth])
+    before, after = (
+        instance_scores(truth, segmentation),
+        instance_scores(renamed, new[segmentation]),
+    )
+    assert after == pytest.approx(before, abs=1e-9)
+
+
+@given(pairs())
+def test_identical_partitions_score_zero(pair):
+    truth, _ = pair
+    assert list(instance_scores(truth, truth * 3 + 1).values()) == pytest.approx([0] * 4, abs=1e-9)
+
+
+@given(pairs())
+def test_scores_are_in_range(pair):
+    scores = instance_scores(*pair)
+    assert list(scores) == list(SCORES)
+    assert min(scores.values()) >= 0
+    assert scores["adapted_rand"] <= 1
+    assert scores["voi"] == scores["voi_split"] + scores["voi_merge"]
+
+
+@given(pairs())
+def test_the_contingency_table_counts_every_known_voxel_once(pair):
+    truth, segmentation = pair
+    table = contingency(truth, segmentation)
+    ids, sizes = np.unique(truth[truth != 0], return_counts=True)
+    segment_ids, segment_sizes = np.unique(segmentation[truth != 0], return_counts=True)
+    np.testing.assert_array_equal(table.truth_sizes, sizes)
+    np.testing.assert_array_equal(table.segment_sizes, segment_sizes)
+    for count, i, j in zip(table.counts, table.truth, table.segment, strict=True):
+        assert count == ((truth == ids[i]) & (segmentation == segment_ids[j])).sum() > 0
+
+
+def test_objects_are_counted_where_the_truth_is_known():
+    truth, segmentation = objects(0, 1, 1, 2), objects(9, 0, 5, 6)
+    assert object_counts(truth, segmentation) == ObjectCounts(truth=2, segmentation=2)
+
+
+@pytest.mark.parametrize("score", [variation_of_information, adapted_rand_error, object_counts])
+def test_rejects_what_cannot_be_compared(score):
+    labels = np.ones((2, 3, 4), dtype=int)
+    with pytest.raises(ValueError, match="must have the same shape"):
+        score(labels, labels[1:])
+    with pytest.raises(TypeError, match="segmentation must hold integer ids, got float32"):
+        score(labels, labels.astype(np.float32))
+
+
+def two_images():
+    """A batch of two: the first cut in halves, the second perfect; ids that float32 would join."""
+    truth = np.stack([objects(1, 1), objects(1, 2)]).astype(np.int64) + 2**24
+    segmentation = np.stack([objects(5, 6), objects(3, 4)]).astype(np.int64) + 2**24
+    return torch.from_numpy(segmentation)[:, None], torch.from_numpy(truth)[:, None]
+
+
+def test_the_metric_averages_over_images():
+    metric = InstanceSegmentationMetric()
+    y_pred, y = two_images()
+    rows = metric(y_pred, y)
+    assert rows.shape == (2, 4)
+    assert metric.aggregate().tolist() == pytest.approx([0.5, 0, 0.5, (1 - 24 / 40) / 2])
+    metric(list(y_pred[1:]), list(y[1:]))
+    assert metric.aggregate()[0] == pytest.approx(1 / 3)
+    metric.reset()
+    with pytest.raises(ValueError, match="no image was scored"):
+        metric.aggregate()
+
+
+def test_the_metric_runs_in_an_ignite_engine():
+    engine = Engine(lambda engine, batch: batch)
+    handler = IgniteMetricHandler(InstanceSegmentationMetric(["voi"]))
+    handler.attach(engine, "voi")
+    state = engine.run([two_images()], max_epochs=2)
+    assert state.metrics["voi"] == pytest.approx(0.5)
+    assert state.metric_details["voi"].shape == (2, 1)
+
+
+def test_the_metric_refuses_float_labels():
+    y_pred, y = two_images()
+    with pytest.raises(TypeError, match="segmentation must hold integer ids"):
+        InstanceSegmentationMetric()(y_pred.float(), y)
+
+
+@pytest.mark.parametrize("scores", [["voi", "dice"], []])
+def test_the_metric_rejects_unknown_scores(scores):
+    with pytest.raises(ValueError, match="scores must be some of"):
+        InstanceSegmentationMetric(scores)
