@@ -39,7 +39,7 @@ from custom.features.cache_files import (
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.lattice import plane_lattice
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Preprocessor:
         cache_dir: folder of the cache, created if missing.
         backbone: hub id, folder, or configuration for random weights (``load_backbone``).
         features: scale, window and the rest (``make_spec``).
+        sections: of the datalist that are cached.
         device: where the backbone computes.
         amp: compute in bfloat16.
         windows_at_once: batch size of the forward pass; ``None`` for the device's default.
@@ -122,6 +123,7 @@ class Preprocessor:
         cache_dir: str | Path,
         backbone: BackboneSource,
         features: Mapping[str, Any],
+        sections: Sequence[str] = ("training", "validation"),
         device: str | torch.device = "cpu",
         amp: bool = False,
         windows_at_once: int | None = None,
@@ -131,6 +133,10 @@ class Preprocessor:
         self.cache_dir = Path(cache_dir).expanduser().absolute()
         self.backbone = backbone
         self.features = features
+        unknown = sorted(set(sections) - set(SECTIONS))
+        if unknown:
+            raise InputError(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
+        self.sections = [name for name in SECTIONS if name in sections]
         self.device = device
         self.amp = amp
         self.windows_at_once = windows_at_once
@@ -162,9 +168,9 @@ class Preprocessor:
         return [job.files.arrays for job in jobs]
 
     def _jobs(self) -> list[VolumeJob]:
-        """Every entry of the datalist, opened and checked."""
+        """Every entry of the sections, opened and checked."""
         datalist = parse_datalist(self.datalist)
-        named = [(name, entry) for name in SECTIONS for entry in datalist.section(name)]
+        named = [(name, entry) for name in self.sections for entry in datalist.section(name)]
         return [
             VolumeJob(VolumeFiles(self.cache_dir, index), section, open_entry(entry))
             for index, (section, entry) in enumerate(named)
@@ -208,6 +214,7 @@ class Preprocessor:
         request = {
             **job.source(),
             "features": spec.to_json(),
+            "settings": complete_settings(self.features),
             "intensity_window": list(window),
             "raw_rule": RAW_KEPT if _is_uint8(job) else RAW_RESCALED,
             "backbone_seed": backbone.seed,
@@ -349,7 +356,7 @@ def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWind
     for begin, end in slabs(shape[0], VOXEL_CHUNK[0], done):
         labels, annotated = opened.read_labels(_sections(opened.roi, begin, end))
         writer.write_voxels("mask", begin, annotated)
-        writer.write_voxels("gt", begin, labels.astype(np.uint32))
+        writer.write_voxels("gt", begin, np.searchsorted(ids, labels).astype(np.uint32))
 
 
 def _label_ids(opened: OpenEntry) -> NDArray[np.uint64]:

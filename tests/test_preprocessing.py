@@ -16,6 +16,7 @@ from funlib.geometry.roi import Roi
 from monai.bundle import ConfigParser
 
 from custom import preprocessing
+from custom.datalist import SECTIONS
 from custom.errors import InputError
 from custom.features import extraction
 from custom.features.cache import CachedVolume, VolumeWriter, open_cache
@@ -73,7 +74,12 @@ def write_datalist(folder: Path, **changes: Any) -> Path:
 
 
 def preprocessor(datalist: Path, cache_dir: Path, **changes: Any) -> Preprocessor:
-    arguments: dict[str, Any] = {"backbone": VIT, "features": FEATURES, "show_progress": False}
+    arguments: dict[str, Any] = {
+        "backbone": VIT,
+        "features": FEATURES,
+        "sections": SECTIONS,
+        "show_progress": False,
+    }
     return Preprocessor(datalist, cache_dir, **{**arguments, **changes})
 
 
@@ -133,6 +139,16 @@ def test_uint8_raw_is_cached_unchanged(datalist: Path, finished: Path) -> None:
     grey = np.load(datalist.parent / "grey.npy")[0:5, 0:6, 4:11]
     np.testing.assert_array_equal(volume.read_raw(Roi((0, 0, 0), (5, 6, 7))), grey)
     assert volume.metadata["intensity_window"] == [10, 250]
+    assert volume.raw_window == (10, 250)
+
+
+def test_rescaled_raw_has_its_window_at_0_and_255(finished: Path) -> None:
+    assert open_cache(finished, "training")[0].raw_window == (0, 255)
+
+
+def test_a_volume_knows_where_it_lies(finished: Path) -> None:
+    assert open_cache(finished, "training")[0].offset_nm == (3 * 8, 2 * 4, 1 * 5.5)
+    assert open_cache(finished, "test")[0].offset_nm == (0, 0, 4 * 5.5)
 
 
 def test_cached_features_are_those_extracted_on_the_fly(datalist: Path, finished: Path) -> None:
@@ -237,6 +253,13 @@ def test_leftovers_with_other_settings_are_replaced(
         preprocessor(datalist, tmp_path / "cache", features=features).run()
     preprocessor(datalist, tmp_path / "cache").run()
     assert_same_arrays(finished, tmp_path / "cache")
+
+
+def test_only_the_sections_asked_for_are_cached(datalist: Path, tmp_path: Path) -> None:
+    preprocessor(datalist, tmp_path / "cache", sections=["validation"]).run()
+    assert [volume.id for volume in open_cache(tmp_path / "cache")] == ["b"]
+    with pytest.raises(InputError, match="'testing' is none of training, validation, test"):
+        preprocessor(datalist, tmp_path / "cache", sections=["testing"])
 
 
 def test_other_settings_for_a_finished_cache_are_refused(datalist: Path, finished: Path) -> None:
@@ -361,6 +384,7 @@ def test_the_bundles_config_preprocesses(datalist: Path, finished: Path, tmp_pat
             "backbone": VIT,
             "device": "cpu",
             "amp": False,
+            "preprocessor#sections": list(SECTIONS),
             **{f"features#{key}": value for key, value in FEATURES.items()},
         }
     )
@@ -387,7 +411,7 @@ def test_a_killed_run_ends_with_the_same_cache(
     monkeypatch.setattr(extraction, "SLAB_BYTES", 1)  # slice by slice, as in the killed process
     preprocessor(datalist, tmp_path / "whole").run()
     cache_dir = tmp_path / "killed"
-    arguments = json.dumps([str(datalist), str(cache_dir), VIT, FEATURES])
+    arguments = json.dumps([str(datalist), str(cache_dir), VIT, FEATURES, SECTIONS])
     process = subprocess.Popen([sys.executable, "-c", KILLED, arguments], cwd=ROOT)
     while process.poll() is None and not (cache_dir / "volume_000000.zarr").exists():
         time.sleep(0.001)

@@ -149,7 +149,7 @@ class Backbone(nn.Module):
                 f"expected {expected}: its config counts {self._num_special} class and register "
                 "tokens"
             )
-        return hidden[:, self._num_special :].mT.reshape(len(hidden), -1, *grid[::-1]).mT
+        return hidden[:, self._num_special :].mT.reshape(len(hidden), -1, *grid)
 
 
 def load_backbone(

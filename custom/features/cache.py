@@ -154,7 +154,7 @@ class CachedVolume:
         self._arrays: dict[str, tensorstore.TensorStore] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__}
+        return {**self.__dict__, "_arrays": {}}
 
     @property
     def id(self) -> str:

@@ -127,7 +127,7 @@ class PlaneExtraction:
             end = min(begin + thickness, self.shape[1])
             features = self._slab(begin, end, on_windows or (lambda windows: None))
             features = features.to(getattr(torch, self.spec.dtype))
-            if False:
+            if not bool(torch.isfinite(features).all()):
                 raise InputError(
                     f"features of plane {self.lattice.plane}, slices {begin} to {end - 1} of the "
                     f"ROI, are not finite in {self.spec.dtype}: raw holds NaN, or "

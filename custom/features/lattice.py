@@ -117,7 +117,7 @@ class AxisLattice:
         first = window * (self.window - self.overlap)
         pixels = torch.arange(first, first + self.window, dtype=torch.float64)
         centres = (pixels + 0.5) / self.pixels_per_voxel - 0.5
-        reach = 1.0  # a triangle as wide as a pixel when shrinking
+        reach = max(1.0, 1 / self.pixels_per_voxel)  # a triangle as wide as a pixel when shrinking
         taps = torch.arange(
             math.floor(centres[0].item() - reach), math.ceil(centres[-1].item() + reach) + 1
         )

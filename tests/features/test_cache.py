@@ -167,6 +167,7 @@ def test_a_volume_may_be_pickled_after_reading_and_read_from_threads(volume: Cac
     roi = Roi((1, 2, 3), (4, 5, 6))
     expected = volume.read_raw(roi)
     copy = pickle.loads(pickle.dumps(volume))
+    assert copy._arrays == {}, "arrays are opened in the process that reads them"
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: copy.read_raw(roi), range(16)):
             np.testing.assert_array_equal(found, expected)

@@ -42,6 +42,9 @@ def test_rounding_does_not_add_a_patch() -> None:
     assert AxisLattice(250, 504 / 250, 14, 504, 0).num_patches == 36
     assert AxisLattice(250, 504 / 250, 14, 504, 0).num_windows == 1
     assert AxisLattice(251, 504 / 250, 14, 504, 0).num_patches == 37
+    uneven = AxisLattice(25, 448 / 100, 14, 448, 0)
+    assert uneven.size / uneven.voxels_per_patch > 8  # by rounding alone
+    assert uneven.num_patches == 8
 
 
 @given(boxes())
