@@ -123,9 +123,7 @@ class CropDataset(Dataset[Sample]):
         return False
 
     def _places(self, volume: CachedVolume) -> int:
-        return int(
-            np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)])
-        )
+        return int(np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)]))
 
     def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
         """A volume and a place in it with enough labels."""
@@ -280,9 +278,7 @@ class RawVolumeDataset(Dataset[Sample]):
                 _add_grid(sample, plane, grid)
         return sample
 
-    def _grids(
-        self, opened: OpenEntry, roi: Roi, window: IntensityWindow
-    ) -> dict[str, PlaneGrid]:
+    def _grids(self, opened: OpenEntry, roi: Roi, window: IntensityWindow) -> dict[str, PlaneGrid]:
         shape = opened.raw.metadata.shape
         return extract_planes(
             opened.read_raw, shape, roi, self.backbone, self.spec, window, progress=True

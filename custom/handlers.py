@@ -18,9 +18,17 @@ from tqdm import tqdm
 
 from custom.files import write_atomically
 from custom.metrics import SCORES, instance_scores
-from custom.pictures import contact_sheet, grey_image, matched_to_truth, paint, plane_slice, png_bytes
+from custom.pictures import (
+    contact_sheet,
+    grey_image,
+    matched_to_truth,
+    paint,
+    plane_slice,
+    png_bytes,
+)
 from custom.planes import PLANES
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+
 
 class GradientClipping:
     """Scale gradients down to a largest norm, before the optimizer's step.
@@ -218,9 +226,7 @@ class SlicePanel:
         self.writer.add_image("validation", panel, epoch, dataformats="HWC")
 
 
-def draw_panel(
-    item: Mapping[str, Any], segmenter: MutexWatershedSegmenter
-) -> NDArray[np.uint8]:
+def draw_panel(item: Mapping[str, Any], segmenter: MutexWatershedSegmenter) -> NDArray[np.uint8]:
     """Contact sheet (rows, columns, 3) of a volume's raw, truth, affinities and segmentation.
 
     Args:
@@ -267,7 +273,9 @@ class TrainingProgress:
     def _start(self, engine: Engine) -> None:
         if self.bar is None:
             total = engine.state.max_epochs * engine.state.epoch_length
-            self.bar = tqdm(total=total, initial=engine.state.iteration, unit="step", desc="training")
+            self.bar = tqdm(
+                total=total, initial=engine.state.iteration, unit="step", desc="training"
+            )
 
     def __call__(self, engine: Engine) -> None:
         """Advance."""

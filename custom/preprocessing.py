@@ -82,7 +82,10 @@ class VolumeJob:
             "offset_nm": [
                 o + b * v
                 for o, b, v in zip(
-                    opened.raw.metadata.offset_nm, opened.roi.begin, opened.voxel_size_nm, strict=True
+                    opened.raw.metadata.offset_nm,
+                    opened.roi.begin,
+                    opened.voxel_size_nm,
+                    strict=True,
                 )
             ],
         }

@@ -96,9 +96,7 @@ class BestModel:
         description: what ``model.json`` says beside epoch, scores and segmentation settings.
     """
 
-    def __init__(
-        self, model_dir: str, network: nn.Module, description: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model_dir: str, network: nn.Module, description: Mapping[str, Any]) -> None:
         self.model_dir = Path(model_dir)
         self.network = network
         self.description = description

@@ -66,11 +66,17 @@ class TokenUNet(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, token_channels: int, fused_channels: int = 16, use_raw: bool = True
+        self,
+        network: nn.Module,
+        token_channels: int,
+        fused_channels: int = 16,
+        use_raw: bool = True,
     ) -> None:
         super().__init__()
         if not (use_raw or token_channels):
-            raise ValueError("a network needs raw, tokens or both: use_raw is false, token_channels 0")
+            raise ValueError(
+                "a network needs raw, tokens or both: use_raw is false, token_channels 0"
+            )
         self.network = network
         self.fusion = TokenFusion(token_channels, fused_channels) if token_channels else None
         self.fused_channels = fused_channels
@@ -111,7 +117,9 @@ class TokenUNet(nn.Module):
             inputs.append(self._fuse(tokens, placements, image))
         return self.network(torch.cat(inputs, dim=1))
 
-    def _fuse(self, tokens: dict[str, Tensor], placements: dict[str, Tensor], image: Tensor) -> Tensor:
+    def _fuse(
+        self, tokens: dict[str, Tensor], placements: dict[str, Tensor], image: Tensor
+    ) -> Tensor:
         assert self.fusion is not None
         if tokens:
             return self.fusion(tokens, placements, image.shape[2:])

@@ -88,12 +88,14 @@ def region_graph(
     return rag
 
 
-def _paired(
-    shape: Sequence[int], offset: Offset
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def _paired(shape: Sequence[int], offset: Offset) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Boxes of the voxels that have a neighbour at ``offset``, and of those neighbours."""
-    here = tuple(slice(max(0, -o), max(0, n - max(0, o))) for o, n in zip(offset, shape, strict=True))
-    there = tuple(slice(max(0, o), max(0, n - max(0, -o))) for o, n in zip(offset, shape, strict=True))
+    here = tuple(
+        slice(max(0, -o), max(0, n - max(0, o))) for o, n in zip(offset, shape, strict=True)
+    )
+    there = tuple(
+        slice(max(0, o), max(0, n - max(0, -o))) for o, n in zip(offset, shape, strict=True)
+    )
     return here, there
 
 
