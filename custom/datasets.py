@@ -228,7 +228,6 @@ class RawVolumeDataset(Dataset[Sample]):
         region: "roi": an entry's ROI where it has one; "volume": all of raw.
         use_tokens: extract tokens; False for raw-only networks.
         device: where the backbone computes.
-        amp: bfloat16 autocast for the backbone.
 
     Raises:
         InputError: the datalist, the backbone or the features are at fault, or the section is empty.
@@ -243,7 +242,6 @@ class RawVolumeDataset(Dataset[Sample]):
         region: str = "roi",
         use_tokens: bool = True,
         device: str | torch.device = "cpu",
-        amp: bool = False,
     ) -> None:
         if region not in REGIONS:
             raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
@@ -253,7 +251,7 @@ class RawVolumeDataset(Dataset[Sample]):
         self.entries = [open_entry(entry) for entry in entries]
         self.region = region
         self.use_tokens = use_tokens
-        self.backbone, self.spec = load_backbone_and_spec(backbone, features, device, amp)
+        self.backbone, self.spec = load_backbone_and_spec(backbone, features, device)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -295,7 +293,6 @@ def inference_dataset(
     region: str = "roi",
     use_tokens: bool = True,
     device: str | torch.device = "cpu",
-    amp: bool = False,
 ) -> RawVolumeDataset | CachedVolumeDataset:
     """Volumes to segment, from raw or from a cache.
 
@@ -309,9 +306,7 @@ def inference_dataset(
         InputError: unknown source; the sources are at fault.
     """
     if source == "raw":
-        return RawVolumeDataset(
-            datalist, section, backbone, features, region, use_tokens, device, amp
-        )
+        return RawVolumeDataset(datalist, section, backbone, features, region, use_tokens, device)
     if source == "cache":
         return CachedVolumeDataset(open_cache(cache_dir, section), use_tokens)
     raise InputError(f"source must be 'raw' or 'cache', got {source!r}.")

@@ -115,7 +115,6 @@ class Preprocessor:
         features: scale, window and the rest (``make_spec``).
         sections: of the datalist that are cached.
         device: where the backbone computes.
-        amp: compute in bfloat16.
         windows_at_once: batch size of the forward pass; ``None`` for the device's default.
         show_progress: draw progress bars.
     """
@@ -128,7 +127,6 @@ class Preprocessor:
         features: Mapping[str, Any],
         sections: Sequence[str] = ("training", "validation"),
         device: str | torch.device = "cpu",
-        amp: bool = False,
         windows_at_once: int | None = None,
         show_progress: bool = True,
     ) -> None:
@@ -141,7 +139,6 @@ class Preprocessor:
             raise InputError(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
         self.sections = [name for name in SECTIONS if name in sections]
         self.device = device
-        self.amp = amp
         self.windows_at_once = windows_at_once
         self.show_progress = show_progress
 
@@ -154,7 +151,7 @@ class Preprocessor:
         """
         jobs = self._jobs()
         self._refuse_strangers(jobs)
-        backbone, spec = load_backbone_and_spec(self.backbone, self.features, self.device, self.amp)
+        backbone, spec = load_backbone_and_spec(self.backbone, self.features, self.device)
         pending = [job for job in jobs if not _is_kept(job, spec)]
         windows = {job.id: _intensity_window(job, spec) for job in pending}
         self._refuse_full_disk(pending, spec)

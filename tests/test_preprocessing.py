@@ -383,7 +383,6 @@ def test_the_bundles_config_preprocesses(datalist: Path, finished: Path, tmp_pat
             "cache_dir": str(tmp_path / "cache"),
             "backbone": VIT,
             "device": "cpu",
-            "amp": False,
             "preprocessor#sections": list(SECTIONS),
             **{f"features#{key}": value for key, value in FEATURES.items()},
         }

@@ -20,9 +20,11 @@ DEFAULTS: Mapping[str, Any] = {
     "overlap": 0,
     "planes": list(PLANES),
     "intensity_percentiles": [0.1, 99.9],
+    "precision": "bfloat16",
     "dtype": "float16",
     "layout": "tokens",
 }
+PRECISIONS = ("bfloat16", "float32")
 DTYPES = ("float16", "float32")
 LAYOUTS = ("tokens",)
 
@@ -45,6 +47,7 @@ class FeatureSpec:
         intensity_percentiles: of the raw source, mapped to 0 and 1 where no window is given.
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
+        precision: that the backbone computes in, "bfloat16" (autocast) or "float32".
         dtype: of the stored features.
         layout: "tokens": patch grids of the planes.
 
@@ -65,6 +68,7 @@ class FeatureSpec:
     intensity_percentiles: tuple[float, float]
     image_mean: Triple
     image_std: Triple
+    precision: str
     dtype: str
     layout: str
 
@@ -78,12 +82,8 @@ class FeatureSpec:
             )
         if not self.planes:
             raise InputError(f"features.planes must name at least one of {list(PLANES)}.")
-        for name, known in (("dtype", DTYPES), ("layout", LAYOUTS)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"features.{name} must be {' or '.join(map(repr, known))}, "
-                    f"got {getattr(self, name)!r}."
-                )
+        for name, known in (("precision", PRECISIONS), ("dtype", DTYPES), ("layout", LAYOUTS)):
+            _known(name, getattr(self, name), known)
 
     def _check_scale(self) -> None:
         if len(self.pixels_per_voxel) != 3 or min(self.pixels_per_voxel) <= 0:
@@ -200,6 +200,7 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         intensity_percentiles=_pair("intensity_percentiles", chosen["intensity_percentiles"]),
         image_mean=backbone.image_mean,
         image_std=backbone.image_std,
+        precision=chosen["precision"],
         dtype=chosen["dtype"],
         layout=chosen["layout"],
     )
@@ -209,7 +210,6 @@ def load_backbone_and_spec(
     source: BackboneSource,
     settings: Mapping[str, Any],
     device: str | torch.device = "cpu",
-    amp: bool = False,
 ) -> tuple[Backbone, FeatureSpec]:
     """The backbone that the config's ``backbone`` and ``features`` ask for, and its spec.
 
@@ -217,14 +217,21 @@ def load_backbone_and_spec(
         source: as in ``load_backbone``.
         settings: as in ``make_spec``.
         device: where the backbone computes.
-        amp: bfloat16 autocast.
 
     Raises:
         InputError: as ``load_backbone`` and ``make_spec``.
     """
     chosen = complete_settings(settings)
+    amp = _known("precision", chosen["precision"], PRECISIONS) == "bfloat16"
     backbone = load_backbone(source, chosen["layers"], chosen["final_norm"], device, amp)
     return backbone, make_spec(chosen, backbone)
+
+
+def _known(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    """The value, if it is one of those known."""
+    if value not in known:
+        raise InputError(f"features.{name} must be {' or '.join(map(repr, known))}, got {value!r}.")
+    return value
 
 
 def _short(value: Any) -> str:

@@ -27,8 +27,10 @@ class MutexWatershedSegmenter:
         long_range_stride: one edge in ``long_range_stride`` along every axis for the long-range offsets.
         min_affinity: fragments with a lower mean short-range affinity become background; 0 keeps all.
         min_size: smaller fragments (voxels) are given to their neighbours.
-        threshold: fragments linked by a higher mean affinity are joined (``agglomerate``); None joins
-            none, the fragments are the segments.
+        threshold: fragments are joined above it (``agglomerate``); None joins none, the fragments are
+            the segments.
+        quantile: as in ``agglomerate``.
+        max_link: links of ``agglomerate`` are the offsets with no component beyond this.
     """
 
     offsets: Sequence[Offset]
@@ -37,21 +39,44 @@ class MutexWatershedSegmenter:
     min_affinity: float = 0.0
     min_size: int = 0
     threshold: float | None = None
+    quantile: float = 0.75
+    max_link: int = 9
 
     def __call__(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
-        """Segments (D, H, W) of affinities (K, D, H, W) uint8, 0 to 255; more channels are ignored."""
+        """Segments of affinities.
+
+        Args:
+            affinities: (K, D, H, W) uint8, 0 to 255; further channels are ignored.
+
+        Returns:
+            (D, H, W) uint64.
+        """
+        return self.join(self.fragments(affinities), affinities)
+
+    def fragments(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
+        """Fragments (D, H, W) uint64 of affinities, before agglomeration."""
         affinities = affinities[: len(self.offsets)]
-        strides = [
-            [1 if max(map(abs, o)) == 1 else self.long_range_stride] * 3 for o in self.offsets
-        ]
+        strides = [[1 if _reach(o) == 1 else self.long_range_stride] * 3 for o in self.offsets]
         labels = mutex_watershed(affinities, self.offsets, self.bias, strides)
         mean = short_range_mean(affinities, self.offsets)
         if self.min_affinity > 0:
             labels = remove_weak_fragments(labels, mean, self.min_affinity)
-        labels = remove_small_fragments(labels, self.min_size, mean)
-        if self.threshold is not None:
-            labels = agglomerate(labels, affinities, self.offsets, self.threshold)
-        return labels
+        return remove_small_fragments(labels, self.min_size, mean)
+
+    def join(
+        self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]
+    ) -> NDArray[np.uint64]:
+        """Segments (D, H, W) uint64 of fragments."""
+        if self.threshold is None:
+            return fragments
+        near = [k for k, offset in enumerate(self.offsets) if _reach(offset) <= self.max_link]
+        links = [self.offsets[k] for k in near]
+        return agglomerate(fragments, affinities[near], links, self.threshold, self.quantile)
+
+    def same_fragments(self, other: "MutexWatershedSegmenter") -> bool:
+        """Whether another segmenter makes the same fragments."""
+        here = replace(self, threshold=None, quantile=other.quantile, max_link=other.max_link)
+        return here == replace(other, threshold=None)
 
     def with_settings(self, **settings: Any) -> "MutexWatershedSegmenter":
         """A copy with other settings."""
@@ -60,3 +85,8 @@ class MutexWatershedSegmenter:
     def describe(self) -> dict[str, Any]:
         """All settings, plain values."""
         return asdict(self)
+
+
+def _reach(offset: Offset) -> int:
+    """Largest component of an offset."""
+    return max(abs(o) for o in offset)
