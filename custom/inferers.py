@@ -8,6 +8,7 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
+from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.planes import PLANES
 
@@ -151,5 +152,5 @@ def _tokens_at(
 def _checked(amp: object) -> bool:
     """Refuse the string "false", which would switch autocast on."""
     if not isinstance(amp, bool):
-        raise ValueError(f"amp must be true or false, got {amp!r}; on the command line say False")
+        raise InputError(f"amp must be true or false, got {amp!r}; on the command line say False")
     return amp
