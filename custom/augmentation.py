@@ -6,6 +6,7 @@ from typing import Any
 
 from monai.transforms import MapTransform, RandomizableTransform
 
+from custom.errors import InputError
 from custom.features import triplane
 from custom.planes import PLANES
 
@@ -25,8 +26,8 @@ def orient(
     """Transpose, then mirror, a sample's volumes and token grids.
 
     Args:
-        sample: volumes (C, D, H, W) under ``keys``, the first of which is the crop itself; grids under
-            ``tokens_<plane>`` with ``placement_<plane>``.
+        sample: volumes (C, D, H, W) under ``keys``, the first of which is the crop itself; grids
+            under ``tokens_<plane>`` with ``placement_<plane>``.
         keys: volumes to orient.
         axes: new order of the spatial axes, as in ``numpy.transpose``.
         flips: spatial axes to mirror after the transposition (0 is z).
@@ -44,32 +45,35 @@ def orient(
 
 
 def _grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
-    grids = {}
-    for plane in PLANES:
-        if f"tokens_{plane}" in sample:
-            start, step = (tuple(row) for row in sample[f"placement_{plane}"].tolist())
-            grids[plane] = triplane.PlaneGrid(sample[f"tokens_{plane}"], start, step)
-    return grids
+    return {
+        plane: triplane.PlaneGrid.placed(sample[f"tokens_{plane}"], sample[f"placement_{plane}"])
+        for plane in PLANES
+        if f"tokens_{plane}" in sample
+    }
 
 
 class RandOrientationd(RandomizableTransform, MapTransform):
     """One of the orientations of the cube, drawn uniformly, for volumes and token grids together.
 
+    Reads ``voxel_size_nm`` (3,) of the sample too.
+
     Args:
         keys: volumes (C, D, H, W), the crop first.
-        symmetry: "cube": all 48 orientations, for isotropic voxels and cubic crops; "square": the 16 that
-            keep z apart; "box": the 8 mirrorings.
+        symmetry: "cube": all 48 orientations, for isotropic voxels and cubic crops; "square": the
+            16 that keep z apart, for voxels and crops that are square in y and x; "box": the 8
+            mirrorings, for any.
         prob: probability that an orientation is drawn at all.
 
     Raises:
-        ValueError: unknown symmetry; when applied, axes of unequal length would trade places.
+        InputError: unknown symmetry; when applied, axes along which the crop or the voxels have
+            unequal sizes would trade places.
     """
 
     def __init__(self, keys: Sequence[str], symmetry: str = "cube", prob: float = 1.0) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if symmetry not in SYMMETRIES:
-            raise ValueError(f"symmetry must be one of {', '.join(SYMMETRIES)}, got {symmetry!r}")
+            raise InputError(f"symmetry must be one of {', '.join(SYMMETRIES)}, got {symmetry!r}.")
         self.symmetry = symmetry
         self.axes: tuple[int, ...] = (0, 1, 2)
         self.flips: tuple[int, ...] = ()
@@ -84,13 +88,15 @@ class RandOrientationd(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw and apply an orientation."""
         self.randomize()
-        if not self._do_transform:
-            return dict(data)
         keys = [str(key) for key in self.keys]
-        shape = tuple(data[keys[0]].shape[1:])
-        if tuple(shape[a] for a in self.axes) != shape:
-            raise ValueError(
-                f"symmetry {self.symmetry!r} swaps axes of a crop of {shape}, which is not a cube; "
-                f"make crop_size equal along those axes or choose another symmetry"
+        self._check_equal("crop_size", data[keys[0]].shape[1:])
+        self._check_equal("the voxel size in nm", data["voxel_size_nm"].tolist())
+        return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
+
+    def _check_equal(self, what: str, sizes: Sequence[float]) -> None:
+        """Sizes must be equal along all axes that any orientation swaps, drawn now or not."""
+        if any([sizes[a] for a in axes] != list(sizes) for axes in SYMMETRIES[self.symmetry]):
+            raise InputError(
+                f"symmetry {self.symmetry!r} swaps axes along which {what} {list(sizes)} differs; "
+                f"choose another symmetry (square keeps z apart, box only mirrors)."
             )
-        return orient(data, keys, self.axes, self.flips)

@@ -50,12 +50,12 @@ class ChannelLayout:
     @property
     def lsd_mask(self) -> slice:
         """Where LSDs count (0 or 1), in targets."""
-        return slice(self.valid.stop, self.valid.stop + 1)
+        return slice(self.num_targets - 2, self.num_targets - 1)
 
     @property
     def weight(self) -> slice:
         """Loss weight of a voxel, in targets."""
-        return slice(self.lsd_mask.stop, self.lsd_mask.stop + 1)
+        return slice(self.num_targets - 1, self.num_targets)
 
     @property
     def num_outputs(self) -> int:
@@ -65,4 +65,4 @@ class ChannelLayout:
     @property
     def num_targets(self) -> int:
         """Channels of a target tensor."""
-        return self.weight.stop
+        return self.num_outputs + self.num_affinities + 2

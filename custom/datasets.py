@@ -25,6 +25,7 @@ from custom.features.intensity import (
 )
 from custom.features.spec import FeatureSpec, load_backbone_and_spec
 from custom.features.triplane import PlaneGrid
+from custom.json_fields import whole_numbers
 from custom.targets.halo import target_halo
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ REGIONS = ("roi", "volume")
 class CropDataset(Dataset[Sample]):
     """Random crops of cached volumes.
 
-    The crop of a sample follows from the seed and the sample's number alone, whatever process asks
-    for it. Volumes are drawn in proportion to the number of places a crop can take in them. Crops in
-    which labels count in less than ``min_labelled`` of the voxels are drawn anew.
+    A sample follows from the seed and its number alone, whatever process asks for it. Volumes are
+    drawn in proportion to the number of places a crop can take in them. Crops in which labels count
+    in less than ``min_labelled`` of the voxels, or in which no object is, are drawn anew.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
     ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``; ``labels``
@@ -59,8 +60,8 @@ class CropDataset(Dataset[Sample]):
         transform: applied to every sample; its random state is seeded per sample.
 
     Raises:
-        InputError: a volume has no labels, the crop is larger than every volume; when reading, no
-            crop has enough labels.
+        InputError: a volume has no labels, the crop is larger than every volume, or no crop has
+            enough labels.
     """
 
     def __init__(
@@ -75,13 +76,12 @@ class CropDataset(Dataset[Sample]):
         use_tokens: bool = True,
         transform: Transform | None = None,
     ) -> None:
-        depth, height, width = (int(size) for size in crop_size)
-        self.crop_size = (depth, height, width)
+        self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         self.volumes = [v for v in volumes if self._fits(v)]
         if not self.volumes:
             raise InputError(
-                f"crop_size {list(self.crop_size)} is larger than every training volume (the shapes "
-                f"are {', '.join(str(list(v.shape)) for v in volumes)}); make it smaller."
+                f"crop_size {list(self.crop_size)} is larger than every training volume (their "
+                f"shapes are {', '.join(str(list(v.shape)) for v in volumes)}); make it smaller."
             )
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
@@ -93,6 +93,7 @@ class CropDataset(Dataset[Sample]):
         self.min_labelled = min_labelled
         self.use_tokens = use_tokens
         self.transform = transform
+        self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:
         return self.num_samples
@@ -186,8 +187,9 @@ class CropSampler(DistributedSampler[int]):
 class CachedVolumeDataset(Dataset[Sample]):
     """Whole cached volumes.
 
-    An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm`` (of
-    its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do not count.
+    An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm``
+    (of its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do
+    not count.
 
     Args:
         volumes: cached volumes.
@@ -230,7 +232,8 @@ class RawVolumeDataset(Dataset[Sample]):
         device: where the backbone computes.
 
     Raises:
-        InputError: the datalist, the backbone or the features are at fault, or the section is empty.
+        InputError: the datalist, the backbone or the features are at fault, the section is empty,
+            or the region is unknown.
     """
 
     def __init__(

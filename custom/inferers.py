@@ -10,6 +10,7 @@ from torch import Tensor
 
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
+from custom.json_fields import whole_numbers
 from custom.planes import PLANES
 
 
@@ -31,7 +32,7 @@ class PrepareTokenBatch(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Tensor]]:
-        """(image, label or None, no positional arguments, tokens by the network's argument names)."""
+        """Image, label or None, no positional arguments, tokens by the network's argument names."""
 
         def moved(value: Tensor) -> Tensor:
             return value.to(device, non_blocking=non_blocking, **kwargs)
@@ -49,6 +50,9 @@ class CropInferer(Inferer):
 
     Args:
         amp: run the network under bfloat16 autocast.
+
+    Raises:
+        InputError: ``amp`` is not a bool.
     """
 
     def __init__(self, amp: bool = False) -> None:
@@ -66,8 +70,8 @@ class CropInferer(Inferer):
 class TokenSlidingWindowInferer(Inferer):
     """The network in overlapping windows, each with its tokens, blended by a Gaussian.
 
-    Works on whole volumes: logits become probabilities before they are blended, so the result needs no
-    activation.
+    Works on whole volumes: logits become probabilities before they are blended, so the result needs
+    no activation.
 
     Args:
         roi_size: (D, H, W) of a window; axes on which the volume is smaller use the volume's size.
@@ -75,6 +79,9 @@ class TokenSlidingWindowInferer(Inferer):
         sw_batch_size: windows per forward pass.
         amp: run the network under bfloat16 autocast.
         progress: show a progress bar.
+
+    Raises:
+        InputError: ``amp`` is not a bool, ``overlap`` or ``roi_size`` is out of range.
     """
 
     def __init__(
@@ -86,7 +93,9 @@ class TokenSlidingWindowInferer(Inferer):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        self.roi_size = tuple(int(size) for size in roi_size)
+        self.roi_size = whole_numbers(list(roi_size), 3, 1, "the inferer's roi_size")
+        if not 0 <= overlap < 1:
+            raise InputError(f"the inferer's overlap must be from 0 to below 1, got {overlap}.")
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
         self.amp = _checked(amp)
@@ -120,18 +129,18 @@ class TokenSlidingWindowInferer(Inferer):
             with_coord=True,
         )
         with torch.inference_mode():
-            result: Tensor = inferer(inputs, predict)
+            result = inferer(inputs, predict)
+        assert isinstance(result, Tensor)  # a dictionary only if the network returns one
         return result
 
 
 def _grids(tokens: Mapping[str, Tensor]) -> dict[str, PlaneGrid]:
     """Plane grids of a batch of one volume."""
-    grids = {}
-    for plane in PLANES:
-        if f"tokens_{plane}" in tokens:
-            start, step = (tuple(row) for row in tokens[f"placement_{plane}"][0].tolist())
-            grids[plane] = PlaneGrid(tokens[f"tokens_{plane}"][0], start, step)
-    return grids
+    return {
+        plane: PlaneGrid.placed(tokens[f"tokens_{plane}"][0], tokens[f"placement_{plane}"][0])
+        for plane in PLANES
+        if f"tokens_{plane}" in tokens
+    }
 
 
 def _tokens_at(

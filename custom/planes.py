@@ -39,8 +39,8 @@ def upsample_batch(values: Tensor, placement: Tensor, shape: Sequence[int], plan
     """Bilinear upsampling of a batch of plane grids to voxels.
 
     Args:
-        values: (B, C, d, h, w), zyx, float; ``d`` (or ``h``, ``w``) is already one entry per voxel along
-            the plane's normal.
+        values: (B, C, d, h, w), zyx, float; along the plane's normal it has one entry per voxel of
+            the box.
         placement: (B, 2, 3) start and step in voxels, see ``PlaneGrid``.
         shape: (D, H, W) of the box.
         plane: "xy", "xz" or "yz".

@@ -26,7 +26,8 @@ class LabelsToTargetsd(Transform):
     Args:
         affinity_offsets: K offsets, voxels, zyx.
         lsd_sigma_nm: sigma of the LSDs in nm; None for affinities alone.
-        boundary_power: weights are ``1 / (1 + distance) ** boundary_power``; 0 weighs all voxels alike.
+        boundary_power: weights are ``1 / (1 + distance) ** boundary_power``, the distance to the
+            nearest boundary inside the halo; 0 weighs all voxels alike.
     """
 
     def __init__(

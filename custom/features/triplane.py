@@ -1,8 +1,9 @@
 """The three plane grids of a volume: place, crop, flip, transpose, upsample, average.
 
-A volume's slices along xy, xz and yz each give one grid of patch features. Whatever the plane, a grid is
-kept in z, y, x order: one entry per voxel along the plane's normal, one entry per patch along the two
-other axes. So a flip or a transposition is the same operation for the volume and for its grids.
+A volume's slices along xy, xz and yz each give one grid of patch features. Whatever the plane, a
+grid is kept in z, y, x order: one entry per voxel along the plane's normal, one entry per patch
+along the two other axes. So a flip or a transposition is the same operation for the volume and for
+its grids.
 """
 
 import math
@@ -21,8 +22,8 @@ Triple = tuple[float, float, float]
 class PlaneGrid:
     """Patch features of one plane, and where they lie in their box.
 
-    Entry ``i`` along an axis covers the voxels ``[start + i * step, start + (i + 1) * step)``, measured
-    from the corner of the box::
+    Entry ``i`` along an axis covers the voxels ``[start + i * step, start + (i + 1) * step)``,
+    measured from the corner of the box::
 
               0   1   2   3   4   5   6   7      voxels of the box
         |...0...|...1...|...2...|...3...|        entries: start = -1.5, step = 2.25
@@ -51,6 +52,12 @@ class PlaneGrid:
         """``start`` and ``step`` as one (2, 3) float32 tensor, the form that networks take."""
         return torch.tensor([self.start, self.step], dtype=torch.float32)
 
+    @classmethod
+    def placed(cls, values: Tensor, placement: Tensor) -> "PlaneGrid":
+        """The grid of these values at this ``placement``."""
+        (z, y, x), (dz, dy, dx) = placement.tolist()
+        return cls(values, (z, y, x), (dz, dy, dx))
+
 
 def upsample(grid: PlaneGrid, shape: Sequence[int], plane: str) -> Tensor:
     """Bilinear upsampling of one plane grid to voxels: (C, d, h, w) to (C, D, H, W) float32."""
@@ -68,8 +75,9 @@ def entries_for(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Entries of a grid that interpolation inside a box needs, neighbours included.
 
-    The number of entries depends on ``shape`` and ``step`` alone, so that samples of one size can be
-    stacked; the entries may therefore stick out of the grid, where its border repeats (``take``).
+    The number of entries depends on ``shape`` and ``step`` alone, so that samples of one size can
+    be stacked; the entries may therefore stick out of the grid, where its border repeats
+    (``take``).
 
     Args:
         start: corner of the grid's first entry, voxels, zyx.
@@ -90,7 +98,7 @@ def entries_for(
 
 
 def take(values: Tensor, first: Sequence[int], count: Sequence[int]) -> Tensor:
-    """Entries ``first`` to ``first + count`` of (C, d, h, w); beyond the border its entries repeat."""
+    """Entries ``first`` to ``first + count`` of (C, d, h, w); beyond the border it repeats."""
     for axis in range(3):
         wanted = torch.arange(first[axis], first[axis] + count[axis])
         wanted = wanted.clamp(0, values.shape[1 + axis] - 1)

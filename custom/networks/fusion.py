@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from custom.errors import InputError
 from custom.planes import PLANES, upsample_batch
 
 logger = logging.getLogger(__name__)
@@ -14,8 +15,8 @@ logger = logging.getLogger(__name__)
 class TokenFusion(nn.Module):
     """Mean over planes of projected, bilinearly upsampled tokens.
 
-    Projection (per token, linear) comes first, on patches: upsampling and averaging are linear too, so
-    the result is that of projecting the dense average, whose C x D x H x W values never exist.
+    Projection (per token, linear) comes first, on patches: upsampling and averaging are linear too,
+    so the result is that of projecting the dense average, whose C x D x H x W values never exist.
 
     Args:
         in_channels: channels C of a token.
@@ -41,6 +42,9 @@ class TokenFusion(nn.Module):
 
         Returns:
             (B, out_channels, D, H, W).
+
+        Raises:
+            ValueError: no tokens.
         """
         total: Tensor | None = None
         for plane, values in tokens.items():
@@ -56,13 +60,14 @@ class TokenUNet(nn.Module):
     """A network on raw and fused tokens: one tensor out, affinities first, then LSDs.
 
     Args:
-        network: takes (B, raw_channels + fused_channels, D, H, W), returns logits of the same size.
+        network: takes (B, C, D, H, W), where C is 1 for raw plus ``fused_channels`` for tokens,
+            returns logits of the same size.
         token_channels: channels of a token; 0 for a raw-only network.
-        fused_channels: channels that the tokens are projected to; unused when ``token_channels`` is 0.
+        fused_channels: channels that tokens are projected to; unused if ``token_channels`` is 0.
         use_raw: join the raw channel; False for tokens alone.
 
     Raises:
-        ValueError: neither raw nor tokens.
+        InputError: neither raw nor tokens.
     """
 
     def __init__(
@@ -74,8 +79,8 @@ class TokenUNet(nn.Module):
     ) -> None:
         super().__init__()
         if not (use_raw or token_channels):
-            raise ValueError(
-                "a network needs raw, tokens or both: use_raw is false, token_channels 0"
+            raise InputError(
+                "a network needs raw, tokens or both: use_raw is false and token_channels is 0."
             )
         self.network = network
         self.fusion = TokenFusion(token_channels, fused_channels) if token_channels else None
@@ -106,7 +111,7 @@ class TokenUNet(nn.Module):
             (B, K + L, D, H, W) logits.
 
         Raises:
-            ValueError: tokens are missing in training.
+            InputError: tokens are missing in training.
         """
         values = dict(zip(PLANES, (tokens_xy, tokens_xz, tokens_yz), strict=True))
         places = dict(zip(PLANES, (placement_xy, placement_xz, placement_yz), strict=True))
@@ -115,15 +120,20 @@ class TokenUNet(nn.Module):
             tokens = {p: v for p, v in values.items() if v is not None}
             placements = {p: v for p, v in places.items() if v is not None}
             inputs.append(self._fuse(tokens, placements, image))
-        return self.network(torch.cat(inputs, dim=1))
+        logits: Tensor = self.network(torch.cat(inputs, dim=1))
+        return logits
 
     def _fuse(
         self, tokens: dict[str, Tensor], placements: dict[str, Tensor], image: Tensor
     ) -> Tensor:
         assert self.fusion is not None
         if tokens:
-            return self.fusion(tokens, placements, image.shape[2:])
+            fused: Tensor = self.fusion(tokens, placements, image.shape[2:])
+            return fused
         if self.training:
-            raise ValueError("this network is trained with tokens, but the batch has none")
+            raise InputError(
+                "the network is to be trained with tokens, but the batch has none; set use_tokens "
+                "of the training data to true, or token_channels to 0."
+            )
         logger.warning("no tokens given: the network sees zeros in their place")
         return image.new_zeros(image.shape[0], self.fused_channels, *image.shape[2:])

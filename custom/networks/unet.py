@@ -1,11 +1,16 @@
 """3D UNet."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from custom.errors import InputError
+
+Stride = tuple[int, int, int]
 
 NORMS = ("batch", "group", "instance")
 
@@ -19,7 +24,7 @@ def normalization(name: str, channels: int) -> nn.Module:
     if name == "group":
         groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
         return nn.GroupNorm(groups, channels)
-    raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {name!r}")
+    raise InputError(f"norm must be one of {', '.join(NORMS)}, got {name!r}.")
 
 
 def conv_block(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
@@ -37,19 +42,19 @@ def conv_block(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
 class UNet(nn.Module):
     """UNet with one convolution block per level and skip connections by concatenation.
 
-    Inputs of any size are padded at their far ends to a multiple of the strides by repeating the border, and the output is
-    cropped back.
+    Inputs of any size are padded at their far ends to a multiple of the strides by repeating the
+    border, and the output is cropped back.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output (logits, no activation).
         channels: channels per level, finest first; at least two levels.
-        strides: step from each level to the next, zyx, one fewer than ``channels``; default 2 everywhere.
-            Anisotropic data want (1, 2, 2) until voxels are about cubic.
+        strides: step from each level to the next, zyx, one fewer than ``channels``; default 2
+            everywhere. Anisotropic data want (1, 2, 2) until voxels are about cubic.
         norm: "group", "instance" or "batch".
 
     Raises:
-        ValueError: fewer than two levels, wrong number of strides, unknown norm.
+        InputError: fewer than two levels, strides that are not as above, unknown norm.
 
     Source:
         Ronneberger et al. 2015, MICCAI; Cicek et al. 2016, MICCAI.
@@ -65,12 +70,8 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) < 2:
-            raise ValueError(f"channels must name at least two levels, got {list(channels)}")
-        self.strides = [tuple(s) for s in strides or [(2, 2, 2)] * (len(channels) - 1)]
-        if len(self.strides) != len(channels) - 1:
-            raise ValueError(
-                f"strides must be one fewer than channels ({len(channels)}), got {len(self.strides)}"
-            )
+            raise InputError(f"channels must name at least two levels, got {list(channels)}.")
+        self.strides = _checked_strides(strides, len(channels) - 1)
         self.down = nn.ModuleList(
             conv_block(a, b, norm) for a, b in pairwise((in_channels, *channels))
         )
@@ -94,14 +95,25 @@ class UNet(nn.Module):
         x = self.down[-1](x)
         for up, merge in zip(reversed(self.up), reversed(self.merge), strict=True):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        return self.head(x)[..., : shape[0], : shape[1], : shape[2]]
+        logits: Tensor = self.head(x)
+        return logits[..., : shape[0], : shape[1], : shape[2]]
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Repeat the far border until every level halves evenly."""
+        """Repeat the far border until every level divides evenly."""
         pad: list[int] = []
         for axis in range(3):
-            factor = 1
-            for stride in self.strides:
-                factor *= stride[axis]
+            factor = math.prod(stride[axis] for stride in self.strides)
             pad = [0, -x.shape[2 + axis] % factor, *pad]
         return F.pad(x, pad, mode="replicate") if any(pad) else x
+
+
+def _checked_strides(strides: Sequence[Sequence[int]] | None, steps: int) -> list[Stride]:
+    """One stride for each step from level to level."""
+    if strides is None:
+        return [(2, 2, 2)] * steps
+    if len(strides) != steps or any(len(s) != 3 or min(s) < 1 for s in strides):
+        raise InputError(
+            f"strides must be {steps} (one fewer than channels) of three numbers from 1 on, got "
+            f"{[list(s) for s in strides]}."
+        )
+    return [(z, y, x) for z, y, x in strides]

@@ -55,7 +55,7 @@ def agglomerate(
         links = sum(rag[end][node]["links"] for end in (source, target) if rag.has_edge(end, node))
         return _edge(np.asarray(links), quantile)
 
-    segments = graph.merge_hierarchical(
+    segments = graph.merge_hierarchical(  # type: ignore[no-untyped-call]
         np.arange(rag.number_of_nodes()),
         rag,
         thresh=1 - threshold,
@@ -82,11 +82,12 @@ def _region_graph(
         values.append(value)
     edges, index = np.unique(np.concatenate(pairs), return_inverse=True)
     links = np.bincount(index * LEVELS + np.concatenate(values), minlength=len(edges) * LEVELS)
-    rag = graph.RAG()
+    rag = graph.RAG()  # type: ignore[no-untyped-call]  # so are all of scikit-image's functions
     for node in range(size):
-        rag.add_node(node, labels=[node])
+        rag.add_node(node, labels=[node])  # type: ignore[no-untyped-call]
     for edge, histogram in zip(edges.tolist(), links.reshape(-1, LEVELS), strict=True):
-        rag.add_edge(edge // size, edge % size, **_edge(histogram, quantile))
+        one, other = divmod(edge, size)
+        rag.add_edge(one, other, **_edge(histogram, quantile))  # type: ignore[no-untyped-call]
     return rag
 
 

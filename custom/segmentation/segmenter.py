@@ -1,15 +1,18 @@
 """From predicted affinities to segments, and the choice of the bias."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from custom.errors import InputError
+from custom.json_fields import check_keys
 from custom.segmentation.agglomeration import agglomerate
 from custom.segmentation.fragments import (
     Offset,
+    is_short_range,
     remove_small_fragments,
     remove_weak_fragments,
     short_range_mean,
@@ -24,13 +27,18 @@ class MutexWatershedSegmenter:
     Args:
         offsets: K affinity offsets, voxels, zyx.
         bias: as in ``mutex_watershed``.
-        long_range_stride: one edge in ``long_range_stride`` along every axis for the long-range offsets.
-        min_affinity: fragments with a lower mean short-range affinity become background; 0 keeps all.
+        long_range_stride: along every axis, one edge in so many is used for the offsets with a
+            component beyond 1.
+        min_affinity: fragments with a lower mean short-range affinity become background; 0 keeps
+            all.
         min_size: smaller fragments (voxels) are given to their neighbours.
-        threshold: fragments are joined above it (``agglomerate``); None joins none, the fragments are
-            the segments.
+        threshold: fragments are joined above it (``agglomerate``); None joins none, the fragments
+            are the segments.
         quantile: as in ``agglomerate``.
         max_link: links of ``agglomerate`` are the offsets with no component beyond this.
+
+    Raises:
+        InputError: no offset is within ``max_link``.
     """
 
     offsets: Sequence[Offset]
@@ -41,6 +49,13 @@ class MutexWatershedSegmenter:
     threshold: float | None = None
     quantile: float = 0.75
     max_link: int = 9
+
+    def __post_init__(self) -> None:
+        if not any(_reach(offset) <= self.max_link for offset in self.offsets):
+            raise InputError(
+                f"max_link {self.max_link} leaves no offset to link fragments; the nearest of "
+                f"affinity_offsets reaches {min(map(_reach, self.offsets))}."
+            )
 
     def __call__(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
         """Segments of affinities.
@@ -56,7 +71,7 @@ class MutexWatershedSegmenter:
     def fragments(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
         """Fragments (D, H, W) uint64 of affinities, before agglomeration."""
         affinities = affinities[: len(self.offsets)]
-        strides = [[1 if _reach(o) == 1 else self.long_range_stride] * 3 for o in self.offsets]
+        strides = [[1 if is_short_range(o) else self.long_range_stride] * 3 for o in self.offsets]
         labels = mutex_watershed(affinities, self.offsets, self.bias, strides)
         mean = short_range_mean(affinities, self.offsets)
         if self.min_affinity > 0:
@@ -79,7 +94,13 @@ class MutexWatershedSegmenter:
         return here == replace(other, threshold=None)
 
     def with_settings(self, **settings: Any) -> "MutexWatershedSegmenter":
-        """A copy with other settings."""
+        """A copy with other settings.
+
+        Raises:
+            InputError: a setting is unknown.
+        """
+        known = [field.name for field in fields(self)]
+        check_keys(settings, known, "a segmentation setting")
         return replace(self, **settings)
 
     def describe(self) -> dict[str, Any]:
