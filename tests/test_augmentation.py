@@ -1,0 +1,178 @@
+from collections import Counter
+from collections.abc import Hashable
+from itertools import permutations, product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from custom.augmentation import RandOrientationd, orient
+from custom.errors import InputError
+from custom.features.triplane import PlaneGrid, upsample
+from custom.planes import NORMAL_AXIS, PLANES
+from custom.transforms import LabelsToTargetsd
+
+KEYS = ("image", "labels", "mask")
+STEPS = (2.0, 3.0, 125 / 54)
+HALO = (1, 2, 3)
+BLOB = 5.0
+ORIENTATIONS = [
+    (axes, tuple(a for a in range(3) if flips[a]))
+    for axes, flips in product(permutations(range(3)), product((False, True), repeat=3))
+]
+
+
+def blob(shape: tuple[int, ...], centre: tuple[float, ...]) -> torch.Tensor:
+    """A ball of soft edge, nowhere symmetric to the box."""
+    place = torch.meshgrid(*(torch.arange(n) + 0.5 for n in shape), indexing="ij")
+    squares = [(p - c) ** 2 for p, c in zip(place, centre, strict=True)]
+    return torch.stack(squares).sum(0).div(-2 * BLOB**2).exp()
+
+
+def planted(shape: tuple[int, int, int]) -> dict[Hashable, Any]:
+    """One blob in raw, labels, mask and the tokens of all planes."""
+    centre = tuple(f * n for f, n in zip((0.3, 0.6, 0.35), shape, strict=True))
+    outer = tuple(n + 2 * h for n, h in zip(shape, HALO, strict=True))
+    wide = blob(outer, tuple(c + h for c, h in zip(centre, HALO, strict=True)))
+    sample: dict[Hashable, Any] = {
+        "image": blob(shape, centre)[None],
+        "labels": (wide > 0.5).long()[None] * 7,
+        "mask": (wide > 0.1)[None],
+        "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
+        "id": "a",
+    }
+    for plane in PLANES:
+        grid = tokens_of_blob(shape, centre, plane)
+        sample[f"tokens_{plane}"], sample[f"placement_{plane}"] = grid.values, grid.placement
+    return sample
+
+
+def tokens_of_blob(shape: tuple[int, ...], centre: tuple[float, ...], plane: str) -> PlaneGrid:
+    """The blob at the centres of the entries of a grid that sticks out of the box."""
+    step = [1.0 if a == NORMAL_AXIS[plane] else s for a, s in enumerate(STEPS)]
+    start = [0.0 if a == NORMAL_AXIS[plane] else -0.4 * s for a, s in enumerate(STEPS)]
+    count = [int(np.ceil((n - b) / s)) for n, b, s in zip(shape, start, step, strict=True)]
+    axes = [
+        (torch.arange(n) + 0.5) * s + b - c
+        for n, s, b, c in zip(count, step, start, centre, strict=True)
+    ]
+    squares = [x**2 for x in torch.meshgrid(*axes, indexing="ij")]
+    values = torch.stack(squares).sum(0).div(-2 * BLOB**2).exp()
+    return PlaneGrid(values[None], tuple(start), tuple(step))
+
+
+def moved(volume: torch.Tensor, axes: tuple[int, ...], flips: tuple[int, ...]) -> torch.Tensor:
+    return volume.permute(0, *(1 + a for a in axes)).flip([1 + a for a in flips])
+
+
+def dense(sample: dict[Hashable, Any], plane: str) -> torch.Tensor:
+    grid = PlaneGrid.placed(sample[f"tokens_{plane}"], sample[f"placement_{plane}"])
+    return upsample(grid, sample["image"].shape[1:], plane)
+
+
+@pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS, ids=str)
+def test_a_planted_blob_stays_on_itself(axes: tuple[int, ...], flips: tuple[int, ...]) -> None:
+    sample = planted((18, 21, 24))
+    found = orient(sample, KEYS, axes, flips)
+    for key in KEYS:
+        assert torch.equal(found[key], moved(sample[key], axes, flips))
+    for plane in PLANES:
+        turned = PLANES[axes.index(NORMAL_AXIS[plane])]
+        expected = moved(dense(sample, plane), axes, flips)
+        torch.testing.assert_close(dense(found, turned), expected, rtol=0, atol=1e-5)
+        assert (dense(found, turned) - found["image"]).abs().max() < 0.1, "it is where raw has it"
+    assert (found["id"], len(found)) == ("a", len(sample))
+
+
+def test_orienting_leaves_its_argument_alone() -> None:
+    sample = planted((18, 18, 18))
+    kept = {key: value.clone() for key, value in sample.items() if key != "id"}
+    orient(sample, KEYS, (2, 0, 1), (0, 2))
+    assert all(torch.equal(sample[key], value) for key, value in kept.items())
+
+
+@pytest.mark.parametrize(("symmetry", "count"), [("cube", 48), ("square", 16), ("box", 8)])
+def test_every_orientation_of_a_symmetry_is_drawn_alike(symmetry: str, count: int) -> None:
+    transform = RandOrientationd(("image",), symmetry).set_random_state(0)
+    image = torch.arange(8.0).reshape(1, 2, 2, 2)
+    sample = {"image": image, "voxel_size_nm": torch.ones(3)}
+    draws = Counter(tuple(transform(sample)["image"].ravel().tolist()) for _ in range(40 * count))
+    allowed = {tuple(moved(image, *o).ravel().tolist()) for o in ORIENTATIONS}
+    assert set(draws) <= allowed
+    assert len(draws) == count
+    assert min(draws.values()) > 15
+    if symmetry == "square":
+        assert all(abs(a - b) < 4 for a, b, *_ in draws), "z stays z"
+
+
+def test_prob_leaves_some_samples_alone() -> None:
+    sample = planted((6, 6, 6))
+    transform = RandOrientationd(KEYS, "cube", prob=0.5).set_random_state(1)
+    same = [torch.equal(transform(sample)["image"], sample["image"]) for _ in range(60)]
+    assert 15 < sum(same) < 45
+    never = RandOrientationd(KEYS, "cube", prob=0.0)
+    assert all(torch.equal(never(sample)["image"], sample["image"]) for _ in range(9))
+
+
+def test_the_same_seed_gives_the_same_orientations() -> None:
+    sample = planted((6, 6, 6))
+    one, other = (RandOrientationd(KEYS).set_random_state(3) for _ in range(2))
+    for _ in range(9):
+        assert torch.equal(one(sample)["image"], other(sample)["image"])
+
+
+SIZES = [
+    ("cube", (4, 6, 6), (4, 4, 4), "crop_size"),
+    ("square", (4, 5, 6), (4, 4, 4), "crop_size"),
+    ("cube", (6, 6, 6), (8, 4, 4), "voxel size"),
+    ("square", (6, 6, 6), (8, 4, 5), "voxel size"),
+]
+
+
+@pytest.mark.parametrize(("symmetry", "shape", "size", "message"), SIZES)
+def test_unequal_axes_never_trade_places(
+    symmetry: str, shape: tuple[int, ...], size: tuple[float, ...], message: str
+) -> None:
+    sample = {"image": torch.zeros(1, *shape), "voxel_size_nm": torch.tensor(size)}
+    for seed in range(9):  # whatever is drawn
+        with pytest.raises(InputError, match=message):
+            RandOrientationd(("image",), symmetry).set_random_state(seed)(sample)
+
+
+@pytest.mark.parametrize("symmetry", ["square", "box"])
+def test_symmetries_fit_their_crops(symmetry: str) -> None:
+    shape = {"square": (4, 6, 6), "box": (4, 5, 6)}[symmetry]
+    size = {"square": (8.0, 4.0, 4.0), "box": (8.0, 4.0, 5.0)}[symmetry]
+    sample = {"image": torch.zeros(1, *shape), "voxel_size_nm": torch.tensor(size)}
+    transform = RandOrientationd(("image",), symmetry)
+    assert {tuple(transform(sample)["image"].shape) for _ in range(20)} == {(1, *shape)}
+
+
+def test_an_unknown_symmetry_is_refused() -> None:
+    with pytest.raises(InputError, match="symmetry must be one of cube, square, box"):
+        RandOrientationd(KEYS, "round")
+
+
+@pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS[1::5], ids=str)
+def test_targets_of_an_oriented_sample_are_those_of_the_oriented_labels(
+    axes: tuple[int, ...], flips: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 4, (1, 14, 14, 14)))
+    mask = torch.from_numpy(rng.random(labels.shape) < 0.9)
+    sample: dict[Hashable, Any] = {
+        "image": torch.zeros(1, 8, 8, 8),
+        "labels": labels,
+        "mask": mask,
+        "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
+    }
+    to_targets = LabelsToTargetsd([(1, 0, 0), (0, -2, 0), (0, 1, 3)], lsd_sigma_nm=4.0)
+    found = to_targets(orient(sample, KEYS, axes, flips))["label"]
+    fresh = {**sample, "labels": moved(labels, axes, flips), "mask": moved(mask, axes, flips)}
+    assert torch.equal(found, to_targets(fresh)["label"])
+    unturned = to_targets(sample)["label"]
+    for channels in (to_targets.layout.lsd_mask, to_targets.layout.weight):  # scalars turn along
+        torch.testing.assert_close(found[channels], moved(unturned[channels], axes, flips))
+    mass = to_targets.layout.lsds.stop - 1
+    torch.testing.assert_close(found[mass], moved(unturned[mass][None], axes, flips)[0])
