@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 
-MAX_DRAWS = 100
+MAX_DRAWS = 1000  # so many that one usable crop in fifty is found in any run
 REGIONS = ("roi", "volume")
 
 

@@ -1,0 +1,380 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from funlib.geometry.roi import Roi
+from monai.engines import SupervisedTrainer
+from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
+from torch import nn
+from torch.utils.data import DataLoader
+
+from custom.augmentation import RandOrientationd
+from custom.datasets import (
+    CachedVolumeDataset,
+    CropDataset,
+    CropSampler,
+    RawVolumeDataset,
+    dataset_spec,
+    inference_dataset,
+)
+from custom.errors import InputError
+from custom.features.cache import open_cache
+from custom.features.triplane import PlaneGrid, crop, upsample
+from custom.inferers import PrepareTokenBatch
+from custom.planes import PLANES
+from custom.preprocessing import Preprocessor
+from custom.targets.halo import target_halo
+from custom.transforms import LabelsToTargetsd
+
+VIT = {
+    "model_type": "dinov3_vit",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_register_tokens": 4,
+    "patch_size": 8,
+}
+FEATURES = {"pixels_per_voxel": [1.0, 2.0, 1.15], "window": 32, "overlap": 8}
+SHAPE = (24, 22, 26)
+ROI = {"offset": [3, 2, 5], "shape": [18, 15, 13]}
+VOXEL_SIZE = [8.0, 4.0, 5.5]
+OFFSETS = [(1, 0, 0), (0, -2, 0), (0, 0, 3)]
+SIGMA_NM = 4.0
+CROP = (6, 8, 7)
+
+
+def write_datalist(folder: Path) -> Path:
+    """Training volumes of 16 and 8 bits, one of floats without labels, one that its mask hides."""
+    rng = np.random.default_rng(0)
+    np.save(folder / "deep.npy", rng.integers(500, 3000, SHAPE, dtype=np.uint16))
+    np.save(folder / "grey.npy", rng.integers(0, 256, SHAPE, dtype=np.uint8))
+    np.save(folder / "bare.npy", rng.normal(size=SHAPE).astype(np.float32))
+    np.save(folder / "labels.npy", rng.integers(0, 5, SHAPE).astype(np.uint64))
+    shares = np.where(np.arange(SHAPE[2]) < 12, 0.9, 0.3)
+    np.save(folder / "mask.npy", (rng.random(SHAPE) < shares).astype(np.uint8))
+    np.save(folder / "nowhere.npy", np.zeros(SHAPE, np.uint8))
+    size = {"voxel_size_nm": {"raw": VOXEL_SIZE, "labels": VOXEL_SIZE}}
+    labelled = {**size, "labels": "labels.npy", "mask": "mask.npy"}
+    window = {"intensity_window": [20, 240]}
+    small = {"offset": [0, 0, 0], "shape": [8, 9, 10]}
+    datalist = {
+        "name": "cubes",
+        "training": [
+            {"id": "deep", "raw": "deep.npy", "roi": ROI, **labelled},
+            {"id": "grey", "raw": "grey.npy", "roi": small, **labelled, **window},
+        ],
+        "validation": [{"id": "bare", "raw": "bare.npy", **size, "roi": ROI}],
+        "test": [{"id": "hidden", "raw": "deep.npy", **labelled, "mask": "nowhere.npy"}],
+    }
+    path = folder / "datalist.json"
+    path.write_text(json.dumps(datalist))
+    return path
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_datalist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache_dir(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    sections = ("training", "validation", "test")
+    Preprocessor(datalist, folder, VIT, FEATURES, sections, show_progress=False).run()
+    return folder
+
+
+def crops(cache_dir: Path, section: str = "training", **changes: Any) -> CropDataset:
+    arguments: dict[str, Any] = {
+        "crop_size": CROP,
+        "affinity_offsets": OFFSETS,
+        "lsd_sigma_nm": SIGMA_NM,
+        "num_samples": 6,
+        **changes,
+    }
+    return CropDataset(open_cache(cache_dir, section), **arguments)
+
+
+def transform() -> Compose:
+    """All that draws, and targets."""
+    return Compose(
+        [
+            RandOrientationd(("image", "labels", "mask"), "box"),
+            RandScaleIntensityd("image", factors=0.1, prob=0.5),
+            RandShiftIntensityd("image", offsets=0.1, prob=0.5),
+            LabelsToTargetsd(OFFSETS, SIGMA_NM),
+        ]
+    )
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other[name]), name
+        else:
+            assert value == other[name], name
+
+
+def raw_dataset(datalist: Path, section: str = "training", **changes: Any) -> RawVolumeDataset:
+    return RawVolumeDataset(str(datalist), section, VIT, FEATURES, **changes)
+
+
+def grid(sample: dict[str, Any], plane: str) -> PlaneGrid:
+    return PlaneGrid.placed(sample[f"tokens_{plane}"], sample[f"placement_{plane}"])
+
+
+def offset_of(sample: dict[str, Any], whole: dict[str, Any]) -> tuple[int, ...]:
+    """Where a crop of noise was cut out of its volume."""
+    found = whole["image"][0].unfold(0, CROP[0], 1).unfold(1, CROP[1], 1).unfold(2, CROP[2], 1)
+    places = (found == sample["image"][0]).flatten(3).all(-1).nonzero().tolist()
+    assert len(places) == 1
+    return tuple(places[0])
+
+
+class TestCacheAndRaw:
+    """Training reads a cache, inference starts from raw."""
+
+    @pytest.mark.parametrize("section", ["training", "validation"])
+    def test_samples_are_equal(self, datalist: Path, cache_dir: Path, section: str) -> None:
+        cached = CachedVolumeDataset(open_cache(cache_dir, section))
+        raw = raw_dataset(datalist, section)
+        assert len(cached) == len(raw)
+        for one, other in zip(cached, raw, strict=False):
+            assert one["tokens_xy"].dtype == torch.float16
+            one.pop("label", None)
+            assert_same(one, other)
+
+    def test_a_training_crop_sees_what_inference_sees_there(
+        self, datalist: Path, cache_dir: Path
+    ) -> None:
+        whole = raw_dataset(datalist)[0]
+        dataset = crops(cache_dir, crop_size=CROP)
+        dataset.volumes, dataset.shares = dataset.volumes[:1], np.ones(1)
+        for number in range(8):
+            sample = dataset[number]
+            offset = offset_of(sample, whole)
+            for plane in PLANES:
+                expected, found = crop(grid(whole, plane), offset, CROP), grid(sample, plane)
+                assert torch.equal(found.values, expected.values)
+                assert found.start == pytest.approx(expected.start, abs=1e-5)
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_roi_sees_what_the_whole_volume_sees_there(
+        self, datalist: Path, cache_dir: Path, index: int
+    ) -> None:
+        volume = open_cache(cache_dir, "training")[index]
+        everything = raw_dataset(datalist, region="volume")[index]
+        box = Roi(volume.metadata["roi"]["offset"], volume.shape).to_slices()
+        cached = CachedVolumeDataset([volume])[0]
+        assert everything["image"].shape == (1, *SHAPE)
+        assert torch.equal(everything["image"][:, *box], cached["image"])
+        for plane in PLANES:
+            dense = upsample(grid(everything, plane), SHAPE, plane)[:, *box]
+            found = upsample(grid(cached, plane), volume.shape, plane)
+            assert (found - dense).abs().max() < 1e-2
+
+    def test_places_are_physical(self, datalist: Path) -> None:
+        roi, volume = (raw_dataset(datalist, region=r)[0] for r in ("roi", "volume"))
+        step = [o * v for o, v in zip(ROI["offset"], VOXEL_SIZE, strict=True)]
+        assert (roi["offset_nm"] - volume["offset_nm"]).tolist() == step
+        assert roi["voxel_size_nm"].tolist() == VOXEL_SIZE
+
+    def test_raw_is_between_minus_one_and_one(self, datalist: Path) -> None:
+        deep, grey = raw_dataset(datalist, use_tokens=False, region="volume")
+        raw = np.load(datalist.parent / "grey.npy").astype(np.float64)
+        expected = np.clip((raw - 20) / 220, 0, 1) * 2 - 1
+        np.testing.assert_allclose(grey["image"][0], expected, atol=1e-6)
+        assert (deep["image"].min(), deep["image"].max()) == (-1, 1)
+        assert not any(name.startswith("tokens") for name in deep)
+
+    def test_inference_chooses_its_source(self, datalist: Path, cache_dir: Path) -> None:
+        arguments = (str(datalist), "validation", str(cache_dir), VIT, FEATURES)
+        raw, cache = (inference_dataset(source, *arguments) for source in ("raw", "cache"))
+        assert isinstance(raw, RawVolumeDataset) and isinstance(cache, CachedVolumeDataset)
+        assert dataset_spec(raw) == dataset_spec(cache) == dataset_spec(crops(cache_dir))
+        with pytest.raises(InputError, match="source must be 'raw' or 'cache', got 'disk'"):
+            inference_dataset("disk", *arguments)
+
+    def test_labels_that_do_not_count_are_zero(self, datalist: Path, cache_dir: Path) -> None:
+        sample = CachedVolumeDataset(open_cache(cache_dir, "training"), use_tokens=False)[0]
+        box = Roi(ROI["offset"], ROI["shape"]).to_slices()
+        labels, mask = (np.load(datalist.parent / f"{n}.npy")[box] for n in ("labels", "mask"))
+        np.testing.assert_array_equal(sample["label"][0], np.where(mask, labels, 0))
+        assert not any(name.startswith("tokens") for name in sample)
+        assert "label" not in CachedVolumeDataset(open_cache(cache_dir, "validation"))[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [({"region": "box"}, "region must be one of roi, volume, got 'box'")],
+    )
+    def test_rejects(self, datalist: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            raw_dataset(datalist, **changes)
+
+    def test_an_empty_section_is_refused(self, tmp_path: Path) -> None:
+        datalist = write_datalist(tmp_path)
+        datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "test": []}))
+        with pytest.raises(InputError, match="has no entries in its section 'test'"):
+            raw_dataset(datalist, "test")
+
+
+class TestCrops:
+    """Random crops of a cache."""
+
+    def test_a_sample_is_a_crop_with_the_halo_its_targets_need(
+        self, datalist: Path, cache_dir: Path
+    ) -> None:
+        dataset, halo = crops(cache_dir), target_halo(OFFSETS, SIGMA_NM, VOXEL_SIZE)
+        volume = dataset.volumes[0]
+        dataset.volumes, dataset.shares = dataset.volumes[:1], np.ones(1)
+        whole = CachedVolumeDataset([volume])[0]
+        for number in range(12):
+            sample = dataset[number]
+            offset = offset_of(sample, whole)
+            labels, mask = volume.read_labels(Roi(offset, CROP).grow(halo, halo))
+            np.testing.assert_array_equal(sample["labels"][0], labels)
+            np.testing.assert_array_equal(sample["mask"][0], mask)
+        assert sample["labels"].dtype == torch.int64
+        assert sample["voxel_size_nm"].tolist() == VOXEL_SIZE
+
+    def test_volumes_are_drawn_in_proportion_to_their_places(self, cache_dir: Path) -> None:
+        dataset = crops(cache_dir)
+        places = [
+            np.prod([s - c + 1 for s, c in zip(v.shape, CROP, strict=True)])
+            for v in dataset.volumes
+        ]
+        np.testing.assert_allclose(dataset.shares, np.array(places) / sum(places))
+        drawn = [dataset._draw(np.random.default_rng(n))[0] for n in range(300)]
+        assert np.mean(drawn) == pytest.approx(dataset.shares[1], abs=0.05)
+
+    def test_every_place_is_drawn_up_to_the_end(self, cache_dir: Path) -> None:
+        dataset = crops(cache_dir, crop_size=(17, 14, 13))
+        dataset.volumes, dataset.shares = dataset.volumes[:1], np.ones(1)
+        drawn = {dataset._draw(np.random.default_rng(n))[1] for n in range(60)}
+        assert drawn == {(z, y, 0) for z in (0, 1) for y in (0, 1)}
+
+    def test_numbers_and_seeds_decide(self, cache_dir: Path) -> None:
+        one, other = (
+            crops(cache_dir, transform=transform()),
+            crops(cache_dir, transform=transform()),
+        )
+        for number in (5, 0, 1000):  # in any order
+            assert_same(one[number], other[number])
+        images = [one[n]["image"] for n in range(3)] + [crops(cache_dir, seed=1)[0]["image"]]
+        for i, image in enumerate(images):
+            assert not any(torch.equal(image, earlier) for earlier in images[:i])
+
+    @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+    def test_workers_make_the_same_samples(self, cache_dir: Path, num_workers: int) -> None:
+        dataset = crops(cache_dir, transform=transform(), num_samples=4)
+        loader = DataLoader(
+            dataset,
+            batch_size=2,
+            sampler=CropSampler(dataset),
+            num_workers=num_workers,
+            multiprocessing_context="spawn" if num_workers else None,
+        )
+        for batch, numbers in zip(loader, [(0, 1), (2, 3)], strict=True):
+            for place, number in enumerate(numbers):
+                assert_same({name: value[place] for name, value in batch.items()}, dataset[number])
+
+    def test_tokens_are_left_out_on_request(self, cache_dir: Path) -> None:
+        names = set(crops(cache_dir, use_tokens=False)[0])
+        assert names == {"image", "labels", "mask", "voxel_size_nm"}
+
+    def test_a_volume_smaller_than_the_crop_is_left_out(
+        self, cache_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        dataset = crops(cache_dir, crop_size=(9, 8, 7))
+        assert [volume.id for volume in dataset.volumes] == ["deep"]
+        assert "'grey' [8, 9, 10] is smaller than crop_size [9, 8, 7]" in caplog.text
+
+    def test_crops_without_enough_labels_are_drawn_anew(self, cache_dir: Path) -> None:
+        low, high = (crops(cache_dir, min_labelled=share) for share in (0.0, 0.75))
+        assert min(_labelled(low, n) for n in range(30)) < 0.7
+        assert min(_labelled(high, n) for n in range(30)) >= 0.75
+
+    @pytest.mark.parametrize(
+        ("section", "changes", "message"),
+        [
+            ("training", {"crop_size": (6, 16, 7)}, r"\[6, 16, 7\] is larger than every training"),
+            ("training", {"crop_size": (6, 7)}, "crop_size must be a list of 3 numbers"),
+            ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
+            ("training", {"min_labelled": 1.0}, "labels in 100% of its voxels"),
+            ("validation", {}, "training volume 'bare' was cached without labels"),
+            ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] has labels"),
+            ("test", {"min_labelled": 0.0}, "none of 1000 random crops"),
+            (
+                "training",
+                {"transform": RandOrientationd(("image", "labels", "mask"), "cube")},
+                "symmetry 'cube' swaps axes",
+            ),
+        ],
+        ids=["size", "2D", "zero", "share", "no labels", "mask", "mask and 0", "symmetry"],
+    )
+    def test_mistakes_speak_before_any_worker_starts(
+        self, cache_dir: Path, section: str, changes: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            crops(cache_dir, section, **changes)
+
+
+def _labelled(dataset: CropDataset, number: int) -> float:
+    mask = dataset[number]["mask"][0].numpy()
+    inner = tuple(
+        slice((n - c) // 2, (n - c) // 2 + c) for n, c in zip(mask.shape, CROP, strict=True)
+    )
+    return float(mask[inner].mean())
+
+
+class Numbers(CropDataset):
+    """Notes which numbers are asked for."""
+
+    asked: list[int]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not hasattr(self, "asked"):
+            self.asked = []
+        self.asked.append(number)
+        return {"image": torch.full((1, 2, 2, 2), float(number)), "label": torch.zeros(1, 2, 2, 2)}
+
+
+def train(dataset: Numbers, epochs: Sequence[int]) -> list[int]:
+    """Numbers that MONAI's trainer asks for in these epochs, resumed before the first."""
+    network = nn.Conv3d(1, 1, 1)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs[-1],
+        train_data_loader=DataLoader(dataset, batch_size=2, sampler=CropSampler(dataset)),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), 0.0),
+        loss_function=nn.MSELoss(),
+        prepare_batch=PrepareTokenBatch(),
+        decollate=False,
+    )
+    trainer.state.epoch = epochs[0] - 1
+    trainer.state.iteration = (epochs[0] - 1) * 3
+    dataset.asked = []
+    trainer.run()
+    return dataset.asked
+
+
+def test_epochs_go_on_where_the_last_one_ended_and_so_does_a_resumed_run(cache_dir: Path) -> None:
+    dataset = Numbers(open_cache(cache_dir, "training"), CROP, OFFSETS, None, num_samples=6)
+    uninterrupted = train(dataset, (1, 2, 3))
+    assert uninterrupted == list(range(18))
+    assert train(dataset, (1,)) + train(dataset, (2, 3)) == uninterrupted
+
+
+def test_a_sampler_alone_starts_at_the_first_epoch(cache_dir: Path) -> None:
+    dataset = crops(cache_dir)
+    sampler = CropSampler(dataset)
+    assert (list(sampler), len(sampler)) == (list(range(6)), 6)
+    sampler.set_epoch(4)
+    assert list(sampler) == list(range(18, 24))
