@@ -11,6 +11,7 @@ from custom.features import triplane
 from custom.planes import PLANES
 
 SYMMETRIES = {
+    "auto": tuple(permutations(range(3))),
     "cube": tuple(permutations(range(3))),
     "square": ((0, 1, 2), (0, 2, 1)),
     "box": ((0, 1, 2),),
@@ -59,9 +60,9 @@ class RandOrientationd(RandomizableTransform, MapTransform):
 
     Args:
         keys: volumes (C, D, H, W), the crop first.
-        symmetry: "cube": all 48 orientations, for isotropic voxels and cubic crops; "square": the
-            16 that keep z apart, for voxels and crops that are square in y and x; "box": the 8
-            mirrorings, for any.
+        symmetry: "auto": all orientations that keep the crop's shape and the voxel size; "cube":
+            all 48, for isotropic voxels and cubic crops; "square": the 16 that keep z apart, for
+            voxels and crops that are square in y and x; "box": the 8 mirrorings, for any.
         prob: probability that an orientation is drawn at all.
 
     Raises:
@@ -69,7 +70,7 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             unequal sizes would trade places.
     """
 
-    def __init__(self, keys: Sequence[str], symmetry: str = "cube", prob: float = 1.0) -> None:
+    def __init__(self, keys: Sequence[str], symmetry: str = "auto", prob: float = 1.0) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if symmetry not in SYMMETRIES:
@@ -78,25 +79,28 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         self.axes: tuple[int, ...] = (0, 1, 2)
         self.flips: tuple[int, ...] = ()
 
-    def randomize(self, data: Any = None) -> None:
-        """Draw an orientation."""
-        super().randomize(data)
-        choices = SYMMETRIES[self.symmetry]
-        self.axes = choices[self.R.randint(len(choices))]
+    def randomize(self, data: Sequence[tuple[int, ...]]) -> None:
+        """Draw an orientation whose order of axes is one of ``data``."""
+        super().randomize(None)
+        self.axes = data[self.R.randint(len(data))]
         self.flips = tuple(int(axis) for axis in range(3) if self.R.rand() < 0.5)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw and apply an orientation."""
-        self.randomize()
         keys = [str(key) for key in self.keys]
-        self._check_equal("crop_size", data[keys[0]].shape[1:])
-        self._check_equal("the voxel size in nm", data["voxel_size_nm"].tolist())
+        self.randomize(self._orders(data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
-    def _check_equal(self, what: str, sizes: Sequence[float]) -> None:
-        """Sizes must be equal along all axes that any orientation swaps, drawn now or not."""
-        if any([sizes[a] for a in axes] != list(sizes) for axes in SYMMETRIES[self.symmetry]):
+    def _orders(
+        self, shape: Sequence[int], voxel_size_nm: Sequence[float]
+    ) -> list[tuple[int, ...]]:
+        """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
+        places = list(zip(shape, voxel_size_nm, strict=True))
+        orders = SYMMETRIES[self.symmetry]
+        fitting = [axes for axes in orders if [places[a] for a in axes] == places]
+        if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
-                f"symmetry {self.symmetry!r} swaps axes along which {what} {list(sizes)} differs; "
-                f"choose another symmetry (square keeps z apart, box only mirrors)."
+                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)} or the "
+                f"voxel size {list(voxel_size_nm)} nm differs; choose auto, or make them equal."
             )
+        return fitting

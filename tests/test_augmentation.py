@@ -123,21 +123,41 @@ def test_the_same_seed_gives_the_same_orientations() -> None:
 
 
 SIZES = [
-    ("cube", (4, 6, 6), (4, 4, 4), "crop_size"),
-    ("square", (4, 5, 6), (4, 4, 4), "crop_size"),
-    ("cube", (6, 6, 6), (8, 4, 4), "voxel size"),
-    ("square", (6, 6, 6), (8, 4, 5), "voxel size"),
+    ("cube", (4, 6, 6), (4, 4, 4)),
+    ("square", (4, 5, 6), (4, 4, 4)),
+    ("cube", (6, 6, 6), (8, 4, 4)),
+    ("square", (6, 6, 6), (8, 4, 5)),
 ]
 
 
-@pytest.mark.parametrize(("symmetry", "shape", "size", "message"), SIZES)
+@pytest.mark.parametrize(("symmetry", "shape", "size"), SIZES, ids=str)
 def test_unequal_axes_never_trade_places(
-    symmetry: str, shape: tuple[int, ...], size: tuple[float, ...], message: str
+    symmetry: str, shape: tuple[int, ...], size: tuple[float, ...]
 ) -> None:
     sample = {"image": torch.zeros(1, *shape), "voxel_size_nm": torch.tensor(size)}
     for seed in range(9):  # whatever is drawn
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"symmetry '{symmetry}' swaps axes along which"):
             RandOrientationd(("image",), symmetry).set_random_state(seed)(sample)
+
+
+FITTING = [
+    ((6, 6, 6), (4.0, 4.0, 4.0), 48),
+    ((6, 6, 6), (8.0, 4.0, 4.0), 16),
+    ((6, 5, 6), (4.0, 4.0, 4.0), 16),
+    ((6, 6, 5), (4.0, 8.0, 4.0), 8),
+]
+
+
+@pytest.mark.parametrize(("shape", "size", "count"), FITTING, ids=str)
+def test_auto_draws_all_orientations_that_keep_crop_and_voxels(
+    shape: tuple[int, ...], size: tuple[float, ...], count: int
+) -> None:
+    image = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    sample = {"image": image, "voxel_size_nm": torch.tensor(size)}
+    transform = RandOrientationd(("image",)).set_random_state(0)
+    drawn = [transform(sample)["image"] for _ in range(12 * count)]
+    assert {tuple(found.shape[1:]) for found in drawn} == {shape}
+    assert len({tuple(found.ravel().tolist()) for found in drawn}) == count
 
 
 @pytest.mark.parametrize("symmetry", ["square", "box"])
@@ -150,7 +170,7 @@ def test_symmetries_fit_their_crops(symmetry: str) -> None:
 
 
 def test_an_unknown_symmetry_is_refused() -> None:
-    with pytest.raises(InputError, match="symmetry must be one of cube, square, box"):
+    with pytest.raises(InputError, match="symmetry must be one of auto, cube, square, box"):
         RandOrientationd(KEYS, "round")
 
 
