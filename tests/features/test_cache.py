@@ -34,6 +34,7 @@ SPEC = FeatureSpec(
     intensity_percentiles=(0.1, 99.9),
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.2, 0.2, 0.2),
+    precision="float32",
     dtype="float16",
     layout="tokens",
 )

@@ -66,6 +66,7 @@ def spec_of(backbone: Any, **changes: Any) -> FeatureSpec:
         "intensity_percentiles": (0.1, 99.9),
         "image_mean": backbone.image_mean,
         "image_std": backbone.image_std,
+        "precision": "float32",
         "dtype": "float32",
         "layout": "tokens",
     }

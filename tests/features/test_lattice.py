@@ -138,6 +138,7 @@ def spec(**changes: object) -> FeatureSpec:
         "intensity_percentiles": (0.1, 99.9),
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.2, 0.2, 0.2),
+        "precision": "float32",
         "dtype": "float16",
         "layout": "tokens",
     }

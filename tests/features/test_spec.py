@@ -82,6 +82,7 @@ def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) 
         ({"planes": "xy"}, "planes must be a list"),
         ({"intensity_percentiles": [99, 1]}, "the lower one first"),
         ({"intensity_percentiles": [1]}, "intensity_percentiles must be a list of 2"),
+        ({"precision": "half"}, "precision must be 'bfloat16' or 'float32', got 'half'"),
         ({"dtype": "int8"}, "dtype must be 'float16' or 'float32', got 'int8'"),
         ({"layout": "features"}, "layout must be 'tokens', got 'features'"),
         ({"layers": [3]}, "3 does not exist"),
@@ -107,3 +108,9 @@ def test_a_spec_of_another_version_is_refused(backbone: Backbone) -> None:
         FeatureSpec.from_json({k: v for k, v in values.items() if k != "overlap"})
     with pytest.raises(InputError, match="stride missing or unknown"):
         FeatureSpec.from_json({**values, "stride": 8})
+
+
+@pytest.mark.parametrize(("precision", "amp"), [("bfloat16", True), ("float32", False)])
+def test_precision_decides_what_the_backbone_computes_in(precision: str, amp: bool) -> None:
+    backbone, spec = load_backbone_and_spec(VIT, {"window": 32, "precision": precision})
+    assert (backbone.amp, spec.precision) == (amp, precision)
