@@ -129,6 +129,33 @@ def as_uint8(probabilities: torch.Tensor) -> NDArray[np.uint8]:
     return scaled
 
 
+class TensorBoard:
+    """Curves and pictures for TensorBoard; nothing is written before there is something to write.
+
+    Args:
+        log_dir: folder of the event files.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+        self._writer: SummaryWriter | None = None
+
+    def add_scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        """One point on each of several curves."""
+        for name, value in values.items():
+            self._open().add_scalar(name, value, epoch)
+        self._open().flush()
+
+    def add_image(self, name: str, image: NDArray[np.uint8], epoch: int) -> None:
+        """An image (H, W, 3)."""
+        self._open().add_image(name, image, epoch, dataformats="HWC")
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(self.log_dir)
+        return self._writer
+
+
 class History:
     """One line per epoch: losses and validation scores, as JSON, in TensorBoard and in the log.
 
@@ -148,7 +175,7 @@ class History:
         path: str,
         loss: nn.Module,
         optimizer: torch.optim.Optimizer,
-        writer: SummaryWriter,
+        writer: TensorBoard,
         evaluator: Engine,
     ) -> None:
         self.path = Path(path)
@@ -167,9 +194,9 @@ class History:
 
     def _add(self, engine: Engine) -> None:
         self._steps += 1
-        self._sums["train_loss"] += float(engine.state.output["loss"])
+        self._sums["train_loss"] += engine.state.output["loss"].item()
         for name, value in getattr(self.loss, "components", {}).items():
-            self._sums[f"loss_{name}"] += float(value)
+            self._sums[f"loss_{name}"] += value.item()
 
     def __call__(self, engine: Engine) -> None:
         """Write the epoch."""
@@ -178,9 +205,7 @@ class History:
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.evaluator.state.epoch == epoch:
             entry |= {name: self.evaluator.state.metrics[name] for name in SCORES}
-        for name, value in entry.items():
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
+        self.writer.add_scalars(entry, epoch)
         self._sums.clear()
         self._steps = 0
         self.entries.append({"epoch": epoch, **entry})
@@ -210,7 +235,7 @@ class SlicePanel:
         score: its best setting segments.
     """
 
-    def __init__(self, folder: str, writer: SummaryWriter, score: SegmentationScore) -> None:
+    def __init__(self, folder: str, writer: TensorBoard, score: SegmentationScore) -> None:
         self.folder = Path(folder)
         self.writer = writer
         self.score = score
@@ -235,7 +260,7 @@ class SlicePanel:
         panel = draw_panel(self._item, self.score.segmenters[self.score.best()[0]])
         epoch = engine.state.epoch
         write_atomically(self.folder / f"panel_{epoch:04d}.png", png_bytes(panel))
-        self.writer.add_image("validation", panel, epoch, dataformats="HWC")
+        self.writer.add_image("validation", panel, epoch)
 
 
 def draw_panel(item: Mapping[str, Any], segmenter: MutexWatershedSegmenter) -> NDArray[np.uint8]:
@@ -292,7 +317,7 @@ class TrainingProgress:
     def __call__(self, engine: Engine) -> None:
         """Advance."""
         assert self.bar is not None
-        shown = {"epoch": engine.state.epoch, "loss": f"{float(engine.state.output['loss']):.3f}"}
+        shown = {"epoch": engine.state.epoch, "loss": f"{engine.state.output['loss'].item():.3f}"}
         if "voi" in self.evaluator.state.metrics:
             shown["voi"] = f"{self.evaluator.state.metrics['voi']:.3f}"
         self.bar.set_postfix(shown, refresh=False)
