@@ -56,9 +56,9 @@ class SegmentationScore(Metric):
 
     Every volume is segmented with every setting. The best setting has the lowest CREMI score, the
     geometric mean of VOI and adapted Rand error (VOI alone hardly notices one large object torn in
-    two). ``compute`` returns the VOI there; the metrics of the engine get, beside it, ``voi_split``,
-    ``voi_merge``, ``adapted_rand``, and ``engine.state.segmentation`` is the setting itself, which
-    inference uses later.
+    two). ``compute`` returns the VOI there; the metrics of the engine get, beside it,
+    ``voi_split``, ``voi_merge``, ``adapted_rand``, and ``engine.state.segmentation`` is the setting
+    itself, which inference uses later.
 
     Args:
         segmenter: from affinities to segments.
@@ -84,7 +84,11 @@ class SegmentationScore(Metric):
         self.rows: list[list[list[float]]] = []
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Segment and score volumes: ``pred`` (K + L, D, H, W) probabilities, ``label`` (1, D, H, W)."""
+        """Segment and score volumes.
+
+        Args:
+            output: ``pred`` (K + L, D, H, W) probabilities, ``label`` (1, D, H, W).
+        """
         for item in output:
             affinities = as_uint8(item["pred"])
             truth = item["label"][0].cpu().numpy()
@@ -115,8 +119,9 @@ class SegmentationScore(Metric):
         """Put the scores among the engine's metrics."""
         super().completed(engine, name)
         index, scores = self.best()
-        engine.state.metrics.update(scores)
-        engine.state.segmentation = self.grid[index]
+        state: Any = engine.state
+        state.metrics.update(scores)
+        state.segmentation = self.grid[index]
 
 
 def _predictions(output: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -194,7 +199,7 @@ class History:
 
     def _add(self, engine: Engine) -> None:
         self._steps += 1
-        self._sums["train_loss"] += engine.state.output["loss"].item()
+        self._sums["train_loss"] += _loss(engine)
         for name, value in getattr(self.loss, "components", {}).items():
             self._sums[f"loss_{name}"] += value.item()
 
@@ -222,6 +227,12 @@ class History:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Entries of the run that is taken up."""
         self.entries = list(state["entries"])
+
+
+def _loss(engine: Engine) -> float:
+    """Loss of the trainer's last step."""
+    output: Any = engine.state.output
+    return float(output["loss"].detach())
 
 
 class SlicePanel:
@@ -252,8 +263,8 @@ class SlicePanel:
 
     def _keep(self, engine: Engine) -> None:
         if not self._item:
-            size = engine.state.batch[0]["voxel_size_nm"]
-            self._item = {**engine.state.output[0], "voxel_size_nm": size}
+            state: Any = engine.state
+            self._item = {**state.output[0], "voxel_size_nm": state.batch[0]["voxel_size_nm"]}
 
     def __call__(self, engine: Engine) -> None:
         """Draw the panel."""
@@ -309,15 +320,14 @@ class TrainingProgress:
 
     def _start(self, engine: Engine) -> None:
         if self.bar is None:
-            total = engine.state.max_epochs * engine.state.epoch_length
-            self.bar = tqdm(
-                total=total, initial=engine.state.iteration, unit="step", desc="training"
-            )
+            state: Any = engine.state
+            total = state.max_epochs * state.epoch_length
+            self.bar = tqdm(total=total, initial=state.iteration, unit="step", desc="training")
 
     def __call__(self, engine: Engine) -> None:
         """Advance."""
         assert self.bar is not None
-        shown = {"epoch": engine.state.epoch, "loss": f"{engine.state.output['loss'].item():.3f}"}
+        shown = {"epoch": engine.state.epoch, "loss": f"{_loss(engine):.3f}"}
         if "voi" in self.evaluator.state.metrics:
             shown["voi"] = f"{self.evaluator.state.metrics['voi']:.3f}"
         self.bar.set_postfix(shown, refresh=False)

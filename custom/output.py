@@ -41,8 +41,8 @@ class ModelLoader:
         affinity_offsets: must be those of the training.
 
     Raises:
-        InputError: when inference starts: no model; one that was made with other features or offsets,
-            or for another network.
+        InputError: when inference starts: no model; one that was made with other features or
+            offsets, or for another network.
     """
 
     def __init__(
@@ -73,15 +73,16 @@ class ModelLoader:
                 f"model '{self.model_dir / 'model.pt'}' is of another network than network_def: "
                 f"{first_mismatch(error)}."
             ) from error
-        engine.state.model_description = description
+        state: Any = engine.state
+        state.model_description = description
 
     def _check(self, description: Mapping[str, Any]) -> None:
         trained = FeatureSpec.from_json(description["features"])
         difference = trained.difference(dataset_spec(self.dataset))
         if difference:
             raise InputError(
-                f"model '{self.model_dir}' was trained on features that differ from the request in: "
-                f"{', '.join(difference)}; use its backbone and features, or train again."
+                f"model '{self.model_dir}' was trained on features that differ from the request "
+                f"in: {', '.join(difference)}; use its backbone and features, or train again."
             )
         if description["affinity_offsets"] != self.affinity_offsets:
             raise InputError(
@@ -93,9 +94,9 @@ class ModelLoader:
 class SegmentationWriter:
     """Segment every predicted volume and write ``<output_dir>/<id>.zarr``.
 
-    The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64 and on
-    request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an earlier
-    inference at its place is replaced.
+    The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64
+    and on request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an
+    earlier inference at its place is replaced.
 
     Attach to the evaluator, after ``ModelLoader``, which it gets the segmentation settings that
     validation found best from.
@@ -137,16 +138,17 @@ class SegmentationWriter:
             path = self.output_dir / f"{name}.zarr"
             if path.exists() and not _is_ours(path):
                 raise InputError(
-                    f"output '{path}' exists and is not a result of inference; move it away or choose "
-                    f"another output_dir."
+                    f"output '{path}' exists and is not a result of inference; move it away or "
+                    f"choose another output_dir."
                 )
 
     def __call__(self, engine: Engine) -> None:
         """Segment and write one volume."""
-        description: Mapping[str, Any] = getattr(engine.state, "model_description", {})
+        state: Any = engine.state
+        description: Mapping[str, Any] = getattr(state, "model_description", {})
         settings = {**description.get("segmentation", {}), **self.settings}
         segmenter = self.segmenter.with_settings(**settings)
-        for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
+        for item, batch in zip(state.output, state.batch, strict=True):
             self._write(item["pred"], batch, segmenter)
 
     def _write(

@@ -42,6 +42,13 @@ class Stateful(Protocol):
         """Go on from there."""
 
 
+class Attachable(Protocol):
+    """A handler."""
+
+    def attach(self, engine: Engine) -> None:
+        """Add itself to the engine's events."""
+
+
 class SchedulePosition:
     """How far a learning-rate schedule has come, for the checkpoint; its form is the config's.
 
@@ -72,11 +79,12 @@ class TrainingCheckpoint:
     """Everything that training needs to go on, in one file, written at the end of every epoch.
 
     It is written at the start of a new training too: a ``model.pt`` without it beside it is the
-    result of another training, and is not overwritten. Attach to the trainer as its last handler.
+    result of another training, and is not overwritten.
 
     Args:
         path: of the file.
-        parts: by name, what is saved and restored: network, optimizer, scheduler, history, best model.
+        parts: by name, what is saved and restored: network, optimizer, schedule, history, best
+            model.
     """
 
     def __init__(self, path: str, parts: Mapping[str, Stateful]) -> None:
@@ -110,8 +118,8 @@ class TrainingCheckpoint:
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise InputError(
                     f"checkpoint '{self.path}' does not fit this configuration "
-                    f"({name}: {first_mismatch(error)}); choose another model_dir, or delete the "
-                    f"file and model.pt to train anew."
+                    f"({name}: {first_mismatch(error)}): go back to the one it was made with, or "
+                    f"choose another model_dir to train anew."
                 ) from error
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * iterations_per_epoch
@@ -152,9 +160,10 @@ class BestModel:
         if engine.state.metrics["voi"] >= self.voi:
             return
         self.voi = engine.state.metrics["voi"]
-        found = {"epoch": engine.state.epoch, "segmentation": engine.state.segmentation}
-        self._save({**found, "validation": dict(engine.state.metrics)})
-        logger.info("epoch %d: best model so far, VOI %.3f", engine.state.epoch, self.voi)
+        state: Any = engine.state
+        found = {"epoch": state.epoch, "segmentation": state.segmentation}
+        self._save({**found, "validation": dict(state.metrics)})
+        logger.info("epoch %d: best model so far, VOI %.3f", state.epoch, self.voi)
 
     def _save(self, found: Mapping[str, Any]) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
@@ -178,15 +187,22 @@ class TrainingSession:
     """Take up training where it stood, and train to the end.
 
     Args:
-        trainer: MONAI's.
-        checkpoint: restores and saves; attached to the trainer already.
+        trainer: MONAI's, with its validation handler.
+        history: attached here, so that it sees an epoch's validation.
+        checkpoint: restores and saves; attached here, after everything that it saves.
         iterations_per_epoch: steps of an epoch.
     """
 
     def __init__(
-        self, trainer: SupervisedTrainer, checkpoint: TrainingCheckpoint, iterations_per_epoch: int
+        self,
+        trainer: SupervisedTrainer,
+        history: Attachable,
+        checkpoint: TrainingCheckpoint,
+        iterations_per_epoch: int,
     ) -> None:
         self.trainer = trainer
+        history.attach(trainer)
+        checkpoint.attach(trainer)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
 
@@ -298,14 +314,14 @@ def read_description(model_dir: str | Path) -> dict[str, Any]:
     path = Path(model_dir) / "model.json"
     if not path.exists() or not (path.parent / "model.pt").exists():
         raise InputError(
-            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run training "
-            f"first, or name the folder that has them."
+            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run "
+            f"training first, or name the folder that has them."
         )
     found = read_object(path, f"model description '{path}'")
     missing = [key for key in ("features", "affinity_offsets") if key not in found]
     if missing:
         raise InputError(f"model description '{path}' lacks '{missing[0]}': train again.")
-    return found
+    return dict(found)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -318,11 +334,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
         raise InputError(
-            f"checkpoint '{path}' is damaged or not a checkpoint ({type(error).__name__}); delete it "
-            f"to train anew."
+            f"checkpoint '{path}' is damaged or not a checkpoint ({type(error).__name__}): restore "
+            f"it, or choose another model_dir to train anew."
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"checkpoint '{path}' is not a checkpoint; delete it to train anew.")
+        raise InputError(
+            f"checkpoint '{path}' is not a checkpoint: restore it, or choose another model_dir to "
+            f"train anew."
+        )
     return state
 
 

@@ -1,12 +1,12 @@
 """A tiny project that has gone through all four runs, once per session."""
 
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from monai.utils import set_determinism
 
 from tests.bundle import tiny
@@ -15,10 +15,11 @@ from tests.bundle import tiny
 @pytest.fixture(autouse=True)
 def _restored_process() -> Iterator[None]:
     """What runs change for their whole process is put back."""
-    hook, threads = sys.excepthook, torch.get_num_threads()
+    hook, handlers, level = sys.excepthook, logging.root.handlers[:], logging.root.level
     yield
     sys.excepthook = hook
-    torch.set_num_threads(threads)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
     set_determinism(None)
 
 

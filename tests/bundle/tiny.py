@@ -90,7 +90,7 @@ def run(name: str, folder: Path, **changes: Any) -> None:
 
 def mistake(action: Callable[[], None]) -> str:
     """The sentence that a run would end with; fails when the error is not the user's mistake."""
-    with pytest.raises(Exception) as caught:  # noqa: PT011  # wrapped by whoever met it first
+    with pytest.raises(Exception) as caught:  # wrapped by whoever met it first
         action()
     found = user_mistake(caught.value)
     assert isinstance(found, InputError), repr(caught.value)
