@@ -10,8 +10,6 @@ from monai.bundle import ConfigWorkflow
 
 from custom.errors import InputError
 
-FROM_WORKER = f"Caught {InputError.__qualname__} in "  # torch's own words
-
 
 def begin() -> None:
     """Let a user's mistake end the process with its sentence and status 1, without a traceback.
@@ -22,16 +20,10 @@ def begin() -> None:
 
 
 def user_mistake(error: BaseException | None) -> InputError | None:
-    """The user's mistake behind an exception, which MONAI, ignite and data loaders wrap in others.
-
-    An error of a data loader's worker comes with its traceback for a message; what is returned has
-    the sentence alone.
-    """
+    """The user's mistake behind an exception, which MONAI and ignite wrap in others."""
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
-    if error is None or not str(error).startswith(FROM_WORKER):
-        return error
-    return InputError(str(error).rpartition(f"{InputError.__qualname__}: ")[2].strip())
+    return error
 
 
 def _explain(

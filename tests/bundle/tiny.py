@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,16 @@ RUNS = tuple(CONFIG_OF)
 
 
 def settings(name: str, folder: Path) -> dict[str, Any]:
-    """Everything that a tiny run overrides; it reads and writes inside ``folder``."""
+    """Everything that a tiny run overrides; it reads and writes inside ``folder``.
+
+    A copy: MONAI changes nested settings in place.
+    """
     places = {f"{place}_dir": str(folder / place) for place in FOLDERS[name]}
-    return {"datalist": str(folder / "data" / "datalist.json"), **places, **SETTINGS[name]}
+    return {
+        "datalist": str(folder / "data" / "datalist.json"),
+        **places,
+        **deepcopy(SETTINGS[name]),
+    }
 
 
 def run(name: str, folder: Path, **changes: Any) -> None:
