@@ -215,8 +215,11 @@ def _mark(path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    attributes = path / ".zattrs"
-    return attributes.is_file() and MARKER in json.loads(attributes.read_text())
+    """Whether an earlier inference wrote this."""
+    try:
+        return MARKER in json.loads((path / ".zattrs").read_text())
+    except (OSError, ValueError):  # no such file, or no JSON in it
+        return False
 
 
 @contextmanager

@@ -271,9 +271,9 @@ def test_a_model_without_its_checkpoint_is_not_overwritten(project: Path) -> Non
     assert (project / "model" / "model.pt").read_bytes() == before
 
 
-def test_crops_without_labels_are_told_by_a_worker_too(project: Path) -> None:
+def test_crops_without_labels_are_told(project: Path) -> None:
     shutil.rmtree(project / "model")
-    changes = {"train#dataset#min_labelled": 1.5, "num_workers": 1}
+    changes = {"train#dataset#min_labelled": 1.5}
     sentence = tiny.mistake(lambda: tiny.run("training", project, **changes))
     assert sentence.startswith("none of 100 random crops of [16, 16, 16] has labels")
 
@@ -347,13 +347,13 @@ def test_evaluating_before_inference_is_said(project: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("preprocessing", {"datalist": "/absent.json"}, "/absent.json"),
         pytest.param(
-            "training",
-            {"train#dataset#min_labelled": 1.5, "num_workers": 1},
-            "random crops of",
+            "preprocessing",
+            {"datalist": "/absent.json"},
+            "/absent.json",
             marks=pytest.mark.slow,
         ),
+        ("training", {"train#dataset#min_labelled": 1.5, "num_workers": 1}, "random crops of"),
         pytest.param(
             "inference", {"model_dir": "/absent"}, "no trained model", marks=pytest.mark.slow
         ),

@@ -185,7 +185,10 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, run: Callable[[], No
     assert isinstance(chain, Killed), repr(caught.value)
 
 
-@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(n, marks=() if n in (3, 6, 8) else pytest.mark.slow) for n in range(1, 9)],
+)
 def test_a_training_killed_between_any_two_files_ends_like_one_that_was_not(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -264,6 +267,7 @@ def test_a_new_learning_rate_counts_for_a_training_that_is_taken_up(project: Pat
     assert 0 < new < 0.0002 < old
 
 
+@pytest.mark.slow
 def test_a_worker_gives_the_same_training(finished: Path, tmp_path: Path) -> None:
     folder = untrained(finished, tmp_path / "project")
     tiny.run("training", folder, num_workers=1)

@@ -77,11 +77,8 @@ def settings(name: str, folder: Path) -> dict[str, Any]:
     A copy: MONAI changes nested settings in place.
     """
     places = {f"{place}_dir": str(folder / place) for place in FOLDERS[name]}
-    return {
-        "datalist": str(folder / "data" / "datalist.json"),
-        **places,
-        **deepcopy(SETTINGS[name]),
-    }
+    datalist = str(folder / "data" / "datalist.json")
+    return {"datalist": datalist, **places, **deepcopy(SETTINGS[name])}
 
 
 def run(name: str, folder: Path, **changes: Any) -> None:
