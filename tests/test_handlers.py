@@ -271,7 +271,9 @@ def progressing(*, fail: bool = False, start: int = 0) -> tuple[TrainingProgress
     validation = Engine(lambda engine, batch: None)
     progress, trainer = TrainingProgress(validation), Engine(step)
     progress.attach(trainer)
-    trainer.state.epoch, trainer.state.iteration = start, 2 * start
+    if start:  # as a training that is taken up
+        trainer.state.max_epochs, trainer.state.epoch_length = 3, 2
+        trainer.state.epoch, trainer.state.iteration = start, 2 * start
     return progress, trainer
 
 
