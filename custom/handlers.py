@@ -56,9 +56,9 @@ class SegmentationScore(Metric):
 
     Every volume is segmented with every setting. The best setting has the lowest CREMI score, the
     geometric mean of VOI and adapted Rand error (VOI alone hardly notices one large object torn in
-    two). ``compute`` returns the VOI there; the metrics of the engine get, beside it, ``voi_split``,
-    ``voi_merge``, ``adapted_rand``, and ``engine.state.segmentation`` is the setting itself, which
-    inference uses later.
+    two). ``compute`` returns the VOI there; the metrics of the engine get, beside it,
+    ``voi_split``, ``voi_merge``, ``adapted_rand``, and ``engine.state.segmentation`` is the setting
+    itself, which inference uses later.
 
     Args:
         segmenter: from affinities to segments.
@@ -84,7 +84,11 @@ class SegmentationScore(Metric):
         self.rows: list[list[list[float]]] = []
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Segment and score volumes: ``pred`` (K + L, D, H, W) probabilities, ``label`` (1, D, H, W)."""
+        """Segment and score volumes.
+
+        Args:
+            output: ``pred`` (K + L, D, H, W) probabilities, ``label`` (1, D, H, W).
+        """
         for item in output:
             affinities = as_uint8(item["pred"])
             truth = item["label"][0].cpu().numpy()
@@ -115,8 +119,9 @@ class SegmentationScore(Metric):
         """Put the scores among the engine's metrics."""
         super().completed(engine, name)
         index, scores = self.best()
-        engine.state.metrics.update(scores)
-        engine.state.segmentation = self.grid[index]
+        state: Any = engine.state
+        state.metrics.update(scores)
+        state.segmentation = self.grid[index]
 
 
 def _predictions(output: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -127,6 +132,33 @@ def as_uint8(probabilities: torch.Tensor) -> NDArray[np.uint8]:
     """Probabilities as 0 to 255, rounded: what is stored is what is segmented."""
     scaled: NDArray[np.uint8] = (probabilities * 255).round().to(torch.uint8).cpu().numpy()
     return scaled
+
+
+class TensorBoard:
+    """Curves and pictures for TensorBoard; nothing is written before there is something to write.
+
+    Args:
+        log_dir: folder of the event files.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+        self._writer: SummaryWriter | None = None
+
+    def add_scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        """One point on each of several curves."""
+        for name, value in values.items():
+            self._open().add_scalar(name, value, epoch)
+        self._open().flush()
+
+    def add_image(self, name: str, image: NDArray[np.uint8], epoch: int) -> None:
+        """An image (H, W, 3)."""
+        self._open().add_image(name, image, epoch, dataformats="HWC")
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            self._writer = SummaryWriter(self.log_dir)
+        return self._writer
 
 
 class History:
@@ -148,7 +180,7 @@ class History:
         path: str,
         loss: nn.Module,
         optimizer: torch.optim.Optimizer,
-        writer: SummaryWriter,
+        writer: TensorBoard,
         evaluator: Engine,
     ) -> None:
         self.path = Path(path)
@@ -167,9 +199,9 @@ class History:
 
     def _add(self, engine: Engine) -> None:
         self._steps += 1
-        self._sums["train_loss"] += float(engine.state.output["loss"])
+        self._sums["train_loss"] += _loss(engine)
         for name, value in getattr(self.loss, "components", {}).items():
-            self._sums[f"loss_{name}"] += float(value)
+            self._sums[f"loss_{name}"] += value.item()
 
     def __call__(self, engine: Engine) -> None:
         """Write the epoch."""
@@ -178,9 +210,7 @@ class History:
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
         if self.evaluator.state.epoch == epoch:
             entry |= {name: self.evaluator.state.metrics[name] for name in SCORES}
-        for name, value in entry.items():
-            self.writer.add_scalar(name, value, epoch)
-        self.writer.flush()
+        self.writer.add_scalars(entry, epoch)
         self._sums.clear()
         self._steps = 0
         self.entries.append({"epoch": epoch, **entry})
@@ -199,6 +229,12 @@ class History:
         self.entries = list(state["entries"])
 
 
+def _loss(engine: Engine) -> float:
+    """Loss of the trainer's last step."""
+    output: Any = engine.state.output
+    return float(output["loss"].detach())
+
+
 class SlicePanel:
     """Middle slices of the first validation volume: raw, truth, prediction, segmentation.
 
@@ -210,7 +246,7 @@ class SlicePanel:
         score: its best setting segments.
     """
 
-    def __init__(self, folder: str, writer: SummaryWriter, score: SegmentationScore) -> None:
+    def __init__(self, folder: str, writer: TensorBoard, score: SegmentationScore) -> None:
         self.folder = Path(folder)
         self.writer = writer
         self.score = score
@@ -227,15 +263,15 @@ class SlicePanel:
 
     def _keep(self, engine: Engine) -> None:
         if not self._item:
-            size = engine.state.batch[0]["voxel_size_nm"]
-            self._item = {**engine.state.output[0], "voxel_size_nm": size}
+            state: Any = engine.state
+            self._item = {**state.output[0], "voxel_size_nm": state.batch[0]["voxel_size_nm"]}
 
     def __call__(self, engine: Engine) -> None:
         """Draw the panel."""
         panel = draw_panel(self._item, self.score.segmenters[self.score.best()[0]])
         epoch = engine.state.epoch
         write_atomically(self.folder / f"panel_{epoch:04d}.png", png_bytes(panel))
-        self.writer.add_image("validation", panel, epoch, dataformats="HWC")
+        self.writer.add_image("validation", panel, epoch)
 
 
 def draw_panel(item: Mapping[str, Any], segmenter: MutexWatershedSegmenter) -> NDArray[np.uint8]:
@@ -284,15 +320,14 @@ class TrainingProgress:
 
     def _start(self, engine: Engine) -> None:
         if self.bar is None:
-            total = engine.state.max_epochs * engine.state.epoch_length
-            self.bar = tqdm(
-                total=total, initial=engine.state.iteration, unit="step", desc="training"
-            )
+            state: Any = engine.state
+            total = state.max_epochs * state.epoch_length
+            self.bar = tqdm(total=total, initial=state.iteration, unit="step", desc="training")
 
     def __call__(self, engine: Engine) -> None:
         """Advance."""
         assert self.bar is not None
-        shown = {"epoch": engine.state.epoch, "loss": f"{float(engine.state.output['loss']):.3f}"}
+        shown = {"epoch": engine.state.epoch, "loss": f"{_loss(engine):.3f}"}
         if "voi" in self.evaluator.state.metrics:
             shown["voi"] = f"{self.evaluator.state.metrics['voi']:.3f}"
         self.bar.set_postfix(shown, refresh=False)

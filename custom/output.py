@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from custom.errors import InputError
 from custom.features.spec import FeatureSpec
 from custom.handlers import as_uint8
 from custom.segmentation.segmenter import MutexWatershedSegmenter
-from custom.training import load_checkpoint, read_description
+from custom.training import first_mismatch, load_checkpoint, read_description
 from custom.volumes import create_ome_zarr_array
 
 logger = logging.getLogger(__name__)
@@ -39,8 +41,8 @@ class ModelLoader:
         affinity_offsets: must be those of the training.
 
     Raises:
-        InputError: when inference starts: no model; one that was made with other features or offsets,
-            or for another network.
+        InputError: when inference starts: no model; one that was made with other features or
+            offsets, or for another network.
     """
 
     def __init__(
@@ -69,17 +71,18 @@ class ModelLoader:
         except RuntimeError as error:
             raise InputError(
                 f"model '{self.model_dir / 'model.pt'}' is of another network than network_def: "
-                f"{' '.join(str(error).split())}"
+                f"{first_mismatch(error)}."
             ) from error
-        engine.state.model_description = description
+        state: Any = engine.state
+        state.model_description = description
 
     def _check(self, description: Mapping[str, Any]) -> None:
         trained = FeatureSpec.from_json(description["features"])
         difference = trained.difference(dataset_spec(self.dataset))
         if difference:
             raise InputError(
-                f"model '{self.model_dir}' was trained on features that differ from the request in: "
-                f"{', '.join(difference)}; use its backbone and features, or train again."
+                f"model '{self.model_dir}' was trained on features that differ from the request "
+                f"in: {', '.join(difference)}; use its backbone and features, or train again."
             )
         if description["affinity_offsets"] != self.affinity_offsets:
             raise InputError(
@@ -91,9 +94,9 @@ class ModelLoader:
 class SegmentationWriter:
     """Segment every predicted volume and write ``<output_dir>/<id>.zarr``.
 
-    The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64 and on
-    request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an earlier
-    inference at its place is replaced.
+    The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64
+    and on request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an
+    earlier inference at its place is replaced.
 
     Attach to the evaluator, after ``ModelLoader``, which it gets the segmentation settings that
     validation found best from.
@@ -135,41 +138,48 @@ class SegmentationWriter:
             path = self.output_dir / f"{name}.zarr"
             if path.exists() and not _is_ours(path):
                 raise InputError(
-                    f"output '{path}' exists and is not a result of inference; move it away or choose "
-                    f"another output_dir."
+                    f"output '{path}' exists and is not a result of inference; move it away or "
+                    f"choose another output_dir."
                 )
 
     def __call__(self, engine: Engine) -> None:
         """Segment and write one volume."""
-        description: Mapping[str, Any] = getattr(engine.state, "model_description", {})
+        state: Any = engine.state
+        description: Mapping[str, Any] = getattr(state, "model_description", {})
         settings = {**description.get("segmentation", {}), **self.settings}
         segmenter = self.segmenter.with_settings(**settings)
-        for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
+        for item, batch in zip(state.output, state.batch, strict=True):
             self._write(item["pred"], batch, segmenter)
 
     def _write(
         self, prediction: torch.Tensor, item: Mapping[str, Any], segmenter: MutexWatershedSegmenter
     ) -> None:
         values = as_uint8(prediction)
-        layout = ChannelLayout(len(segmenter.offsets), len(values) - len(segmenter.offsets))
-        affinities = values[layout.affinities]
-        segments = segmenter(affinities)
-        path = self.output_dir / f"{item['id']}.zarr"
-        part = path.with_name(f".{path.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
+        segments = segmenter(values)
         place = {
             "voxel_size_nm": item["voxel_size_nm"].tolist(),
             "offset_nm": item["offset_nm"].tolist(),
         }
-        offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
-        _write_array(part, "affinities", affinities, "czyx", place, offsets)
+        path = self.output_dir / f"{item['id']}.zarr"
+        with _folder_in_place(path) as part:
+            self._write_predictions(part, values, segmenter.offsets, place)
+            settings = {"segmentation": segmenter.describe()}
+            _write_array(part, "labels/segmentation", segments, "zyx", place, settings)
+            _mark(part)
+        logger.info("%s: %d segments", path, np.count_nonzero(np.unique(segments)))
+
+    def _write_predictions(
+        self,
+        path: Path,
+        values: NDArray[np.uint8],
+        offsets: Sequence[Sequence[int]],
+        place: Mapping[str, Sequence[float]],
+    ) -> None:
+        layout = ChannelLayout(len(offsets), len(values) - len(offsets))
+        attributes = {"offsets": [list(offset) for offset in offsets]}
+        _write_array(path, "affinities", values[layout.affinities], "czyx", place, attributes)
         if self.write_lsds and layout.num_lsds:
-            _write_array(part, "lsds", values[layout.lsds], "czyx", place, {})
-        settings = {"segmentation": segmenter.describe()}
-        _write_array(part, "labels/segmentation", segments, "zyx", place, settings)
-        _mark(part)
-        _put_in_place(part, path)
-        logger.info("%s: %d segments", path, int(segments.max(initial=0)))
+            _write_array(path, "lsds", values[layout.lsds], "czyx", place, {})
 
 
 def dataset_ids(dataset: RawVolumeDataset | CachedVolumeDataset) -> list[str]:
@@ -205,15 +215,24 @@ def _mark(path: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    attributes = path / ".zattrs"
-    return attributes.is_file() and MARKER in json.loads(attributes.read_text())
+    """Whether an earlier inference wrote this."""
+    try:
+        return MARKER in json.loads((path / ".zattrs").read_text())
+    except (OSError, ValueError):  # no such file, or no JSON in it
+        return False
 
 
-def _put_in_place(part: Path, path: Path) -> None:
-    """Rename the finished result to its name; an older one goes away."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(part, path)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def _folder_in_place(path: Path) -> Iterator[Path]:
+    """A folder to write to; renamed to ``path`` if all went well, and an older one goes away."""
+    part, old = (path.with_name(f".{path.name}.{kind}") for kind in ("part", "old"))
+    shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed
+    try:
+        yield part
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

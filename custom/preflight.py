@@ -45,6 +45,5 @@ def running_config() -> dict[str, Any]:
     for frame in inspect.stack():
         workflow = frame.frame.f_locals.get("self")
         if isinstance(workflow, ConfigWorkflow):
-            config: dict[str, Any] = workflow.parser.config
-            return config
+            return dict(workflow.parser.get(""))
     return {}

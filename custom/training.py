@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from safetensors.torch import save_file
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 import custom
 from custom.channels import ChannelLayout
@@ -22,11 +23,12 @@ from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, open_cache, refuse_difference
 from custom.features.spec import complete_settings, load_backbone_and_spec
-from custom.files import write_atomically
+from custom.json_fields import read_object
 from custom.preflight import running_config
 
 logger = logging.getLogger(__name__)
 
+MODEL_FILES = ("model.pt", "model.safetensors", "model.json")
 PACKAGES = ("monai", "torch", "transformers", "numpy")
 
 
@@ -40,14 +42,49 @@ class Stateful(Protocol):
         """Go on from there."""
 
 
+class Attachable(Protocol):
+    """A handler."""
+
+    def attach(self, engine: Engine) -> None:
+        """Add itself to the engine's events."""
+
+
+class SchedulePosition:
+    """How far a learning-rate schedule has come, for the checkpoint; its form is the config's.
+
+    A scheduler's own state dict holds its form too, such as the length of a cosine: restored, it
+    would overrule ``epochs`` and ``learning_rate`` of the run that goes on.
+
+    Args:
+        scheduler: stepped by a handler.
+    """
+
+    KEPT = ("last_epoch", "_step_count", "_last_lr")
+
+    def __init__(self, scheduler: LRScheduler) -> None:
+        self.scheduler = scheduler
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps so far and the last learning rates."""
+        state = self.scheduler.state_dict()
+        return {name: state[name] for name in self.KEPT}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the position of the run that is taken up."""
+        position = {name: state[name] for name in self.KEPT}
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **position})
+
+
 class TrainingCheckpoint:
     """Everything that training needs to go on, in one file, written at the end of every epoch.
 
-    Attach to the trainer as its last handler.
+    It is written at the start of a new training too: a ``model.pt`` without it beside it is the
+    result of another training, and is not overwritten.
 
     Args:
         path: of the file.
-        parts: by name, what is saved and restored: network, optimizer, scheduler, history, best model.
+        parts: by name, what is saved and restored: network, optimizer, schedule, history, best
+            model.
     """
 
     def __init__(self, path: str, parts: Mapping[str, Stateful]) -> None:
@@ -55,7 +92,8 @@ class TrainingCheckpoint:
         self.parts = parts
 
     def attach(self, engine: Engine) -> None:
-        """Save after every epoch."""
+        """Save at the start and after every epoch."""
+        engine.add_event_handler(Events.STARTED, self)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -67,9 +105,11 @@ class TrainingCheckpoint:
         """Restore all parts and the engine's epoch, if there is a checkpoint.
 
         Raises:
-            InputError: the file is not such a checkpoint, or of another network.
+            InputError: the file is not such a checkpoint, or of another network; there is none, but
+                the model of another training.
         """
         if not self.path.exists():
+            self._refuse_other_model()
             return
         state = load_checkpoint(self.path)
         for name, part in self.parts.items():
@@ -77,12 +117,21 @@ class TrainingCheckpoint:
                 part.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise InputError(
-                    f"checkpoint '{self.path}' does not fit this configuration ({name}: {error}); "
-                    f"choose another model_dir, or delete the file to train anew."
+                    f"checkpoint '{self.path}' does not fit this configuration "
+                    f"({name}: {first_mismatch(error)}): go back to the one it was made with, or "
+                    f"choose another model_dir to train anew."
                 ) from error
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * iterations_per_epoch
         logger.info("going on after epoch %d from %s", state["epoch"], self.path)
+
+    def _refuse_other_model(self) -> None:
+        model = self.path.with_name("model.pt")
+        if model.exists():
+            raise InputError(
+                f"model_dir '{self.path.parent}' holds model.pt, but no {self.path.name} to go on "
+                f"from: choose another model_dir, or move the model away to train anew."
+            )
 
 
 class BestModel:
@@ -111,17 +160,19 @@ class BestModel:
         if engine.state.metrics["voi"] >= self.voi:
             return
         self.voi = engine.state.metrics["voi"]
-        found = {"epoch": engine.state.epoch, "segmentation": engine.state.segmentation}
-        self._save({**found, "validation": dict(engine.state.metrics)})
-        logger.info("epoch %d: best model so far, VOI %.3f", engine.state.epoch, self.voi)
+        state: Any = engine.state
+        found = {"epoch": state.epoch, "segmentation": state.segmentation}
+        self._save({**found, "validation": dict(state.metrics)})
+        logger.info("epoch %d: best model so far, VOI %.3f", state.epoch, self.voi)
 
     def _save(self, found: Mapping[str, Any]) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
         described = json.dumps({**self.description, **found}, indent=2)
-        save_atomically(weights, self.model_dir / "model.pt")
-        with _replacing(self.model_dir / "model.safetensors") as part:
-            save_file(weights, part)
-        write_atomically(self.model_dir / "model.json", described.encode())
+        with ExitStack() as files:  # all are written before the first takes its place
+            parts = [files.enter_context(_replacing(self.model_dir / name)) for name in MODEL_FILES]
+            torch.save(weights, parts[0])
+            save_file(weights, parts[1])
+            parts[2].write_text(described)
 
     def state_dict(self) -> dict[str, float]:
         """Best score so far, for the checkpoint."""
@@ -136,15 +187,22 @@ class TrainingSession:
     """Take up training where it stood, and train to the end.
 
     Args:
-        trainer: MONAI's.
-        checkpoint: restores and saves; attached to the trainer already.
+        trainer: MONAI's, with its validation handler.
+        history: attached here, so that it sees an epoch's validation.
+        checkpoint: restores and saves; attached here, after everything that it saves.
         iterations_per_epoch: steps of an epoch.
     """
 
     def __init__(
-        self, trainer: SupervisedTrainer, checkpoint: TrainingCheckpoint, iterations_per_epoch: int
+        self,
+        trainer: SupervisedTrainer,
+        history: Attachable,
+        checkpoint: TrainingCheckpoint,
+        iterations_per_epoch: int,
     ) -> None:
         self.trainer = trainer
+        history.attach(trainer)
+        checkpoint.attach(trainer)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
 
@@ -168,7 +226,11 @@ class TrainingSession:
 
 
 def training_volumes(
-    cache_dir: str, section: str, backbone: BackboneSource, features: Mapping[str, Any]
+    cache_dir: str,
+    section: str,
+    backbone: BackboneSource,
+    features: Mapping[str, Any],
+    token_channels: int,
 ) -> list[CachedVolume]:
     """Cached volumes of a section, if they were made as the config says.
 
@@ -180,9 +242,10 @@ def training_volumes(
         section: "training" or "validation".
         backbone: as in ``load_backbone``.
         features: the config's ``features``.
+        token_channels: that the network takes; 0 for a raw-only network.
 
     Raises:
-        InputError: no such volumes, or volumes of other features.
+        InputError: no such volumes, or volumes of other features or another number of channels.
     """
     volumes = open_cache(cache_dir, section)
     settings = complete_settings(features)
@@ -191,6 +254,12 @@ def training_volumes(
     if not (same_name and first.metadata["settings"] == settings):
         _, spec = load_backbone_and_spec(backbone, settings)
         refuse_difference(first.spec, spec, first.path)
+    if token_channels not in (0, first.spec.channels):
+        raise InputError(
+            f"token_channels is {token_channels}, but the features of '{first.path}' have "
+            f"{first.spec.channels} channels: set token_channels to {first.spec.channels}, or to 0 "
+            f"for a network without features."
+        )
     return volumes
 
 
@@ -240,16 +309,19 @@ def read_description(model_dir: str | Path) -> dict[str, Any]:
     """``model.json`` of a model.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is damaged.
     """
     path = Path(model_dir) / "model.json"
     if not path.exists() or not (path.parent / "model.pt").exists():
         raise InputError(
-            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run training "
-            f"first, or name the folder that has them."
+            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run "
+            f"training first, or name the folder that has them."
         )
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    found = read_object(path, f"model description '{path}'")
+    missing = [key for key in ("features", "affinity_offsets") if key not in found]
+    if missing:
+        raise InputError(f"model description '{path}' lacks '{missing[0]}': train again.")
+    return dict(found)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -262,12 +334,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler met
         raise InputError(
-            f"checkpoint '{path}' is damaged or not a checkpoint ({type(error).__name__}); delete it "
-            f"to train anew."
+            f"checkpoint '{path}' is damaged or not a checkpoint ({type(error).__name__}): restore "
+            f"it, or choose another model_dir to train anew."
         ) from error
     if not isinstance(state, dict):
-        raise InputError(f"checkpoint '{path}' is not a checkpoint; delete it to train anew.")
+        raise InputError(
+            f"checkpoint '{path}' is not a checkpoint: restore it, or choose another model_dir to "
+            f"train anew."
+        )
     return state
+
+
+def first_mismatch(error: BaseException) -> str:
+    """The first of a message's lines that says something in particular, for one sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    found = next((line for line in lines if not line.endswith(":")), type(error).__name__)
+    return found.rstrip(".")
 
 
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:

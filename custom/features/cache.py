@@ -28,7 +28,7 @@ from custom.features.cache_files import (
     volumes_in,
     write_json,
 )
-from custom.features.spec import FeatureSpec
+from custom.features.spec import DEFAULTS, FeatureSpec
 from custom.features.triplane import PlaneGrid, entries_for, placed_at, take
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
@@ -327,11 +327,16 @@ def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> N
     """
     difference = cached.difference(wanted)
     if difference:
-        names = " and ".join(f"features.{item.split()[0]}" for item in difference)
+        names = " and ".join(dict.fromkeys(_config_key(item.split()[0]) for item in difference))
         raise InputError(
             f"feature cache '{path}' differs from the request in: {', '.join(difference)}. Extract "
             f"again into another cache_dir or change {names}."
         )
+
+
+def _config_key(field: str) -> str:
+    """The config's key that a field of a FeatureSpec follows from."""
+    return f"features.{field}" if field in DEFAULTS else "backbone"
 
 
 def _entry(files: VolumeFiles) -> Json:

@@ -1,0 +1,371 @@
+"""A user's mistakes: one sentence that names file and field, and nothing half-written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from numpy.typing import NDArray
+
+from tests.bundle import tiny
+
+RAW = np.arange(np.prod(tiny.SHAPE), dtype=np.uint8).reshape(tiny.SHAPE)
+SIZES = {"raw": [16, 16, 16], "labels": [16, 16, 16]}
+Change = Callable[[Path, dict[str, Any]], None]
+
+
+def datalist(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "data" / "datalist.json").read_text())
+    return content
+
+
+def write_datalist(folder: Path, content: dict[str, Any]) -> None:
+    (folder / "data" / "datalist.json").write_text(json.dumps(content))
+
+
+def refused(name: str, folder: Path, **changes: Any) -> str:
+    """The sentence that a run ends with; all files are as they were."""
+    before = tiny.files(folder)
+    sentence = tiny.mistake(lambda: tiny.run(name, folder, **changes))
+    assert tiny.files(folder) == before
+    return sentence
+
+
+def says(sentence: str, words: list[str]) -> None:
+    """All words occur in the sentence."""
+    assert [word for word in words if word not in sentence] == [], sentence
+
+
+@pytest.fixture
+def data(finished: Path, tmp_path: Path) -> Path:
+    """A project with nothing but data."""
+    shutil.copytree(finished / "data", tmp_path / "project" / "data")
+    return tmp_path / "project"
+
+
+# --- volumes and the datalist ---
+
+
+def save(folder: Path, name: str, array: NDArray[Any]) -> str:
+    np.save(folder / "data" / name, array)
+    return name
+
+
+def missing_raw(folder: Path, entry: dict[str, Any]) -> None:
+    entry["raw"] = "absent.zarr/raw"
+
+
+def missing_array(folder: Path, entry: dict[str, Any]) -> None:
+    entry["raw"] = "synthetic.zarr/rwa"
+
+
+def flat_raw(folder: Path, entry: dict[str, Any]) -> None:
+    entry["raw"] = save(folder, "flat.npy", RAW[0])
+    entry["voxel_size_nm"] = SIZES
+
+
+def no_voxel_size(folder: Path, entry: dict[str, Any]) -> None:
+    entry["raw"] = save(folder, "raw.npy", RAW)
+
+
+def labels_elsewhere(folder: Path, entry: dict[str, Any]) -> None:
+    path = folder / "data" / "synthetic.zarr" / "labels" / "cells" / ".zattrs"
+    attributes = json.loads(path.read_text())
+    for dataset in attributes["multiscales"][0]["datasets"]:
+        dataset["coordinateTransformations"][1:] = [
+            {"type": "translation", "translation": [16000.0, 0.0, 0.0]}
+        ]
+    path.write_text(json.dumps(attributes))
+
+
+def float_labels(folder: Path, entry: dict[str, Any]) -> None:
+    entry["labels"] = save(folder, "labels.npy", RAW.astype(np.float32))
+    entry["voxel_size_nm"] = {"labels": SIZES["labels"]}
+
+
+def zero_labels(folder: Path, entry: dict[str, Any]) -> None:
+    entry["labels"] = save(folder, "labels.npy", np.zeros_like(RAW))
+    entry["voxel_size_nm"] = {"labels": SIZES["labels"]}
+
+
+def overlapping_parts(folder: Path, entry: dict[str, Any]) -> None:
+    entry["roi"]["shape"][1] = 46
+
+
+def roi_outside(folder: Path, entry: dict[str, Any]) -> None:
+    entry["roi"]["offset"][0] = 20
+
+
+def mistyped_key(folder: Path, entry: dict[str, Any]) -> None:
+    entry["lables"] = entry.pop("labels")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (missing_raw, ["'synthetic-training'", "raw", "absent.zarr", "does not exist"]),
+        (missing_array, ["'synthetic-training'", "raw", "synthetic.zarr", "rwa"]),
+        (flat_raw, ["'synthetic-training'", "raw", "flat.npy", "axes"]),
+        (no_voxel_size, ["'synthetic-training'", "raw", "raw.npy", "voxel_size_nm"]),
+        (labels_elsewhere, ["'synthetic-training'", "labels", "cells", "does not overlap raw"]),
+        (float_labels, ["'synthetic-training'", "labels.npy", "float32", "integers"]),
+        (zero_labels, ["'synthetic-training'", "labels.npy", "all 0"]),
+        (overlapping_parts, ["'synthetic-training'", "'synthetic-validation'", "overlap"]),
+        (roi_outside, ["'synthetic-training'", "roi", "sticks out"]),
+        (mistyped_key, ["synthetic-training", "'lables'", "did you mean 'labels'"]),
+    ],
+)
+def test_a_mistake_in_the_data_is_named_before_anything_is_cached(
+    data: Path, change: Change, words: list[str]
+) -> None:
+    content = datalist(data)
+    change(data, content["training"][0])
+    write_datalist(data, content)
+    says(refused("preprocessing", data), words)
+
+
+@pytest.mark.parametrize("name", ["inference", "evaluating"])
+def test_every_run_that_reads_the_datalist_names_the_missing_volume(
+    project: Path, name: str
+) -> None:
+    content = datalist(project)
+    missing_raw(project, content["test"][0])
+    write_datalist(project, content)
+    says(refused(name, project), ["'synthetic'", "raw", "absent.zarr", "does not exist"])
+
+
+def test_a_missing_datalist_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "absent.json")
+    says(refused("preprocessing", tmp_path, datalist=path), [path, "does not exist"])
+
+
+# --- the backbone ---
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "inference"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            GatedRepoError("gated", response=Mock()),
+            ["owner/vit", "gated", "accept its licence", "hf auth login"],
+        ),
+        (
+            RepositoryNotFoundError("no", response=Mock()),
+            ["owner/vit", "neither", "check the spelling"],
+        ),
+        (ConnectionError("no route"), ["owner/vit", "out of reach", "local folder"]),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_explained(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: Exception,
+    words: list[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    shutil.rmtree(project / "cache")
+    says(refused(name, project, backbone="owner/vit"), words)
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "inference"])
+def test_a_folder_without_weights_is_named(project: Path, name: str) -> None:
+    (project / "vit").mkdir()
+    (project / "vit" / "config.json").write_text(json.dumps({"model_type": "dinov3_vit"}))
+    shutil.rmtree(project / "cache")
+    sentence = refused(name, project, backbone=str(project / "vit"))
+    says(sentence, [str(project / "vit"), "no weights", "model.safetensors"])
+
+
+# --- the cache ---
+
+
+@pytest.mark.parametrize("name", ["preprocessing", "training"])
+def test_a_cache_of_other_features_is_refused(project: Path, name: str) -> None:
+    shutil.rmtree(project / "model")
+    sentence = refused(name, project, **{"features#window": 128})
+    says(sentence, ["volume_000000.zarr", "window (64, not 128)", "features.window"])
+
+
+def test_a_cache_of_another_backbone_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    sentence = refused("training", project, **{"backbone#seed": 1})
+    says(sentence, ["volume_000000.zarr", "digest", "change backbone"])
+
+
+def test_an_unfinished_cache_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    shutil.rmtree(project / "cache")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(RuntimeError, match="Failed to evaluate"),
+    ):
+        patch.setattr("custom.features.cache.VolumeWriter.finish", power_cut)
+        tiny.run("preprocessing", project)
+    sentence = refused("training", project)
+    says(sentence, [str(project / "cache"), "synthetic-training", "unfinished", "preprocessing"])
+
+
+def power_cut(*_: object) -> None:
+    raise RuntimeError("power cut")
+
+
+def test_no_cache_is_said(data: Path) -> None:
+    says(refused("training", data), [str(data / "cache"), "run preprocessing"])
+
+
+# --- training ---
+
+
+def test_a_crop_larger_than_every_volume_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    sentence = refused("training", project, crop_size=[16, 16, 48])
+    says(sentence, ["crop_size [16, 16, 48]", "[24, 35, 32]", "smaller"])
+
+
+def test_other_token_channels_than_the_features_have_are_refused(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    sentence = refused("training", project, token_channels=384)
+    says(sentence, ["token_channels is 384", "16 channels", "volume_000000.zarr"])
+
+
+@pytest.mark.parametrize("name", ["training", "inference"])
+def test_amp_as_a_word_is_refused(project: Path, name: str) -> None:
+    says(refused(name, project, amp="false"), ["amp", "'false'"])
+
+
+def test_a_damaged_checkpoint_is_named(project: Path) -> None:
+    path = project / "model" / "last.pt"
+    path.write_bytes(path.read_bytes()[:2000])
+    says(refused("training", project, epochs=3), [str(path), "damaged", "model_dir"])
+
+
+def test_a_checkpoint_that_is_something_else_is_named(project: Path) -> None:
+    path = project / "model" / "last.pt"
+    torch.save(torch.zeros(3), path)
+    says(refused("training", project, epochs=3), [str(path), "not a checkpoint"])
+
+
+def test_a_checkpoint_of_another_network_is_named(project: Path) -> None:
+    path = project / "model" / "last.pt"
+    sentence = refused("training", project, epochs=3, unet_channels=[4, 12])
+    says(sentence, [str(path), "network", "size mismatch", "another model_dir"])
+    assert len(sentence) < 600
+
+
+def test_a_model_without_its_checkpoint_is_not_overwritten(project: Path) -> None:
+    (project / "model" / "last.pt").unlink()
+    before = (project / "model" / "model.pt").read_bytes()
+    sentence = refused("training", project)
+    says(sentence, [str(project / "model"), "model.pt", "last.pt", "another model_dir"])
+    assert (project / "model" / "model.pt").read_bytes() == before
+
+
+def test_crops_without_labels_are_told(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    changes = {"train#dataset#min_labelled": 1.5}
+    sentence = tiny.mistake(lambda: tiny.run("training", project, **changes))
+    assert sentence.startswith("none of 100 random crops of [16, 16, 16] has labels")
+
+
+# --- inference and evaluation ---
+
+
+def test_a_model_of_other_features_is_refused(project: Path) -> None:
+    sentence = refused("inference", project, **{"features#pixels_per_voxel": 2.0})
+    says(sentence, [str(project / "model"), "pixels_per_voxel"])
+
+
+def test_a_model_of_another_backbone_is_refused(project: Path) -> None:
+    sentence = refused("inference", project, **{"backbone#seed": 1})
+    says(sentence, [str(project / "model"), "digest"])
+
+
+def test_a_model_of_other_offsets_is_refused(project: Path) -> None:
+    offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 6, 0]]
+    sentence = refused("inference", project, affinity_offsets=offsets)
+    says(sentence, [str(project / "model"), "affinity_offsets", "[0, 5, 0]", "[0, 6, 0]"])
+
+
+def test_a_model_of_another_network_is_refused(project: Path) -> None:
+    sentence = refused("inference", project, unet_channels=[4, 12])
+    says(sentence, [str(project / "model" / "model.pt"), "another network", "size mismatch"])
+    assert len(sentence) < 600
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json"])
+def test_a_folder_without_a_model_is_named(project: Path, name: str) -> None:
+    (project / "model" / name).unlink()
+    says(refused("inference", project), [str(project / "model"), "no trained model"])
+
+
+def test_a_damaged_model_is_named(project: Path) -> None:
+    (project / "model" / "model.json").write_text('{"features"')
+    says(refused("inference", project), ["model.json", "not valid JSON"])
+    (project / "model" / "model.json").write_text("{}")
+    says(refused("inference", project), ["model.json", "'features'"])
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_something_else_at_the_place_of_the_result_is_kept(project: Path, kind: str) -> None:
+    shutil.rmtree(project / "output")
+    place = project / "output" / "synthetic.zarr"
+    if kind == "folder":
+        place.mkdir(parents=True)
+        (place / "thesis.tex").write_text("years")
+    else:
+        place.parent.mkdir()
+        place.write_text("years")
+    says(refused("inference", project), [str(place), "not a result", "output_dir"])
+
+
+def test_an_output_folder_that_is_a_file_is_refused(project: Path) -> None:
+    shutil.rmtree(project / "output")
+    (project / "output").write_text("years")
+    says(refused("inference", project), [str(project / "output"), "is a file"])
+
+
+def test_evaluating_before_inference_is_said(project: Path) -> None:
+    shutil.rmtree(project / "output")
+    sentence = refused("evaluating", project)
+    says(sentence, ["'synthetic'", str(project / "output"), "run inference"])
+
+
+# --- as a user sees it ---
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        pytest.param(
+            "preprocessing",
+            {"datalist": "/absent.json"},
+            "/absent.json",
+            marks=pytest.mark.slow,
+        ),
+        ("training", {"train#dataset#min_labelled": 1.5, "num_workers": 1}, "random crops of"),
+        pytest.param(
+            "inference", {"model_dir": "/absent"}, "no trained model", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_mistake_ends_the_process_with_its_sentence_alone(
+    project: Path, name: str, changes: dict[str, Any], words: str
+) -> None:
+    shutil.rmtree(project / "model")
+    done = tiny.command(tiny.arguments(name, project, **changes))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and words in last
+    assert done.stderr.count("error: ") == 1

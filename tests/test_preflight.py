@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigWorkflow
+from torch.utils.data import DataLoader, Dataset
+
+from custom.errors import InputError
+from custom.preflight import running_config, user_mistake
+from tests.conftest import ROOT
+
+
+def wrapped(error: Exception) -> Exception:
+    """As MONAI and ignite hand it on."""
+    try:
+        try:
+            raise error
+        except Exception as cause:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from cause
+    except RuntimeError as found:
+        return found
+
+
+def test_a_mistake_is_found_behind_other_errors() -> None:
+    mistake = InputError("sentence.")
+    assert user_mistake(mistake) is mistake
+    assert user_mistake(wrapped(wrapped(mistake))) is mistake
+
+
+def test_other_errors_are_no_mistakes_of_the_user() -> None:
+    assert user_mistake(wrapped(ValueError("bug"))) is None
+    assert user_mistake(None) is None
+
+
+class Failing(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            raise KeyError("InputError: not this")
+        except KeyError as error:
+            raise InputError("labels 'a: b' are at fault.") from error
+
+
+def test_a_workers_mistake_is_its_sentence() -> None:
+    loader = DataLoader(Failing(), num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(InputError) as caught:
+        next(iter(loader))
+    assert str(caught.value) == "labels 'a: b' are at fault."
+
+
+@pytest.mark.parametrize(
+    ("error", "last", "traceback"),
+    [
+        ("InputError('one sentence.')", "error: one sentence.", False),
+        ("KeyError('bug')", "KeyError: 'bug'", True),
+    ],
+)
+def test_only_a_mistake_ends_the_process_without_a_traceback(
+    error: str, last: str, traceback: bool
+) -> None:
+    code = (
+        f"from custom.errors import *; from custom.preflight import begin; begin(); raise {error}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == last
+    assert ("Traceback" in done.stderr) == traceback
+
+
+def test_the_running_configuration_has_the_overrides(tmp_path: Path) -> None:
+    config = {
+        "imports": ["$from custom.preflight import running_config"],
+        "answer": 1,
+        "nested": {"leaf": 2},
+        "run": ["$running_config()"],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metadata.json").write_text("{}")
+    workflow = ConfigWorkflow(
+        config_file=str(tmp_path / "config.json"),
+        meta_file=str(tmp_path / "metadata.json"),
+        logging_file=False,
+        **{"answer": 3, "nested#leaf": 4},
+    )
+    workflow.initialize()
+    found = workflow.run()[0]
+    assert (found["answer"], found["nested"]) == (3, {"leaf": 4})
+
+
+def test_there_is_no_running_configuration_outside_a_run() -> None:
+    assert running_config() == {}
