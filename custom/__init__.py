@@ -2,8 +2,8 @@
 
 Layers, imports point one way (left to right may be imported by what stands to its right)::
 
-    errors, channels, volumes, datalist  <-  features | targets | networks      <-  transforms, datasets,
-                                             losses | segmentation | metrics         inferers, handlers, ...
+    errors, volumes,  <-  features | targets | networks   <-  transforms, datasets,  <-  bundle/
+    datalist, ...         losses | segmentation | metrics     training, output, ...
 """
 
 __version__ = "0.1.0"

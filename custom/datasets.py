@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
-from custom.features.backbone import BackboneSource
+from custom.features.backbone import Backbone, BackboneSource
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.extraction import extract_planes
 from custom.features.intensity import (
@@ -23,7 +23,7 @@ from custom.features.intensity import (
     to_uint8,
     to_unit_range,
 )
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
 from custom.features.triplane import PlaneGrid
 from custom.json_fields import whole_numbers
 from custom.targets.halo import target_halo
@@ -228,7 +228,7 @@ class RawVolumeDataset(Dataset[Sample]):
         backbone: as in ``load_backbone``.
         features: the config's ``features``.
         region: "roi": an entry's ROI where it has one; "volume": all of raw.
-        use_tokens: extract tokens; False for raw-only networks.
+        use_tokens: extract tokens; False for raw-only networks, the backbone is not loaded then.
         device: where the backbone computes.
 
     Raises:
@@ -254,7 +254,11 @@ class RawVolumeDataset(Dataset[Sample]):
         self.entries = [open_entry(entry) for entry in entries]
         self.region = region
         self.use_tokens = use_tokens
-        self.backbone, self.spec = load_backbone_and_spec(backbone, features, device)
+        self.percentiles = complete_settings(features)["intensity_percentiles"]
+        self.backbone: Backbone | None = None
+        self.spec: FeatureSpec | None = None
+        if use_tokens:
+            self.backbone, self.spec = load_backbone_and_spec(backbone, features, device)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -263,7 +267,7 @@ class RawVolumeDataset(Dataset[Sample]):
         opened = self.entries[index]
         roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
         window = opened.entry.intensity_window or measure_intensity_window(
-            opened.raw, self.spec.intensity_percentiles
+            opened.raw, self.percentiles
         )
         raw = opened.read_raw(roi)
         image = _image(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
@@ -280,6 +284,7 @@ class RawVolumeDataset(Dataset[Sample]):
         return sample
 
     def _grids(self, opened: OpenEntry, roi: Roi, window: IntensityWindow) -> dict[str, PlaneGrid]:
+        assert self.backbone is not None and self.spec is not None
         shape = opened.raw.metadata.shape
         return extract_planes(
             opened.read_raw, shape, roi, self.backbone, self.spec, window, progress=True
@@ -315,8 +320,8 @@ def inference_dataset(
     raise InputError(f"source must be 'raw' or 'cache', got {source!r}.")
 
 
-def dataset_spec(dataset: RawVolumeDataset | CachedVolumeDataset | CropDataset) -> FeatureSpec:
-    """The features that a dataset's samples have."""
+def dataset_spec(dataset: RawVolumeDataset | CachedVolumeDataset) -> FeatureSpec | None:
+    """The features that a dataset's samples have; None where raw alone is read."""
     return dataset.spec if isinstance(dataset, RawVolumeDataset) else dataset.volumes[0].spec
 
 

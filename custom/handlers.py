@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Metric
-from monai.engines import IterationEvents
+from monai.engines import Evaluator, IterationEvents
+from monai.handlers import ValidationHandler
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -67,7 +68,7 @@ class SegmentationScore(Metric):
 
     Raises:
         ValueError: the grid is empty.
-        TypeError: a setting is unknown.
+        InputError: a setting is unknown.
     """
 
     def __init__(
@@ -159,6 +160,26 @@ class TensorBoard:
         if self._writer is None:
             self._writer = SummaryWriter(self.log_dir)
         return self._writer
+
+
+class Validation(ValidationHandler):
+    """MONAI's handler, which also validates after the last epoch, whatever the interval.
+
+    Args:
+        interval: epochs between validations.
+        validator: the evaluator.
+    """
+
+    def __init__(self, interval: int, validator: Evaluator) -> None:
+        super().__init__(interval, validator, epoch_level=True)
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every ``interval`` epochs and after the last one."""
+
+        def due(engine: Engine, epoch: int) -> bool:
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
 
 
 class History:

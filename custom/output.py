@@ -78,7 +78,8 @@ class ModelLoader:
 
     def _check(self, description: Mapping[str, Any]) -> None:
         trained = FeatureSpec.from_json(description["features"])
-        difference = trained.difference(dataset_spec(self.dataset))
+        wanted = dataset_spec(self.dataset)
+        difference = trained.difference(wanted) if wanted else []
         if difference:
             raise InputError(
                 f"model '{self.model_dir}' was trained on features that differ from the request "

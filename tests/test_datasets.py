@@ -378,3 +378,11 @@ def test_a_sampler_alone_starts_at_the_first_epoch(cache_dir: Path) -> None:
     assert (list(sampler), len(sampler)) == (list(range(6)), 6)
     sampler.set_epoch(4)
     assert list(sampler) == list(range(18, 24))
+
+
+def test_a_raw_only_network_needs_no_backbone(datalist: Path) -> None:
+    dataset = RawVolumeDataset(
+        str(datalist), "training", "no/such-backbone", FEATURES, use_tokens=False
+    )
+    assert dataset_spec(dataset) is None
+    assert not [key for key in dataset[0] if key.startswith("tokens")]

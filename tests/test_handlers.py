@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,6 +20,7 @@ from custom.handlers import (
     SlicePanel,
     TensorBoard,
     TrainingProgress,
+    Validation,
 )
 from custom.metrics import SCORES, instance_scores
 from custom.segmentation.segmenter import MutexWatershedSegmenter
@@ -296,3 +297,22 @@ def test_an_error_of_a_step_closes_the_bar_and_goes_on_its_way() -> None:
     with pytest.raises(ZeroDivisionError, match="step"):
         trainer.run([0, 1], max_epochs=3)
     assert progress.bar is None
+
+
+# --- when to validate ---
+
+
+@pytest.mark.parametrize(
+    ("interval", "epochs"), [(2, [2, 4, 5]), (5, [5]), (9, [5]), (1, [1, 2, 3, 4, 5])]
+)
+def test_the_last_epoch_is_validated_whatever_the_interval(
+    interval: int, epochs: list[int]
+) -> None:
+    data = DataLoader([{"image": torch.zeros(1), "label": torch.zeros(1)}])  # type: ignore[arg-type]
+    evaluator = SupervisedEvaluator("cpu", data, nn.Identity(), decollate=False)
+    seen: list[int] = []
+    evaluator.add_event_handler(Events.COMPLETED, lambda engine: seen.append(engine.state.epoch))
+    trainer = Engine(lambda engine, batch: None)
+    Validation(interval, evaluator).attach(trainer)
+    trainer.run([0], max_epochs=5)
+    assert seen == epochs
