@@ -155,6 +155,7 @@ class TensorBoard:
     def add_image(self, name: str, image: NDArray[np.uint8], epoch: int) -> None:
         """An image (H, W, 3)."""
         self._open().add_image(name, image, epoch, dataformats="HWC")
+        self._open().flush()
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
