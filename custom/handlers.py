@@ -67,7 +67,7 @@ class SegmentationScore(Metric):
 
     Raises:
         ValueError: the grid is empty.
-        TypeError: a setting is unknown.
+        InputError: a setting is unknown.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
+from custom.errors import InputError
 from custom.handlers import (
     GradientClipping,
     History,
@@ -146,7 +147,7 @@ def test_the_choice_is_by_voi_times_rand_and_a_new_run_forgets() -> None:
 def test_an_empty_grid_and_unknown_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one setting"):
         SegmentationScore(SEGMENTER, [])
-    with pytest.raises(TypeError, match="treshold"):
+    with pytest.raises(InputError, match="'treshold'; did you mean 'threshold'"):
         SegmentationScore(SEGMENTER, [{"treshold": 0.5}])
 
 
