@@ -275,7 +275,7 @@ def test_crops_without_labels_are_told(project: Path) -> None:
     shutil.rmtree(project / "model")
     changes = {"train#dataset#min_labelled": 1.5}
     sentence = tiny.mistake(lambda: tiny.run("training", project, **changes))
-    assert sentence.startswith("none of 100 random crops of [16, 16, 16] has labels")
+    says(sentence, ["random crops of [16, 16, 16]", "150%", "min_labelled"])
 
 
 # --- inference and evaluation ---
