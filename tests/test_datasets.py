@@ -112,11 +112,12 @@ def transform() -> Compose:
     )
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_same(one: dict[str, Any], other: dict[str, Any], targets_within: float = 0) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, other[name]), name
+            within = targets_within if name == "label" else 0
+            torch.testing.assert_close(value, other[name], rtol=0, atol=within, msg=name)
         else:
             assert value == other[name], name
 
@@ -282,7 +283,9 @@ class TestCrops:
         )
         for batch, numbers in zip(loader, [(0, 1), (2, 3)], strict=True):
             for place, number in enumerate(numbers):
-                assert_same({name: value[place] for name, value in batch.items()}, dataset[number])
+                sample = {name: value[place] for name, value in batch.items()}
+                # a worker has one thread, so the LSDs' sums of float32 end in other last digits
+                assert_same(sample, dataset[number], targets_within=1e-6)
 
     def test_tokens_are_left_out_on_request(self, cache_dir: Path) -> None:
         names = set(crops(cache_dir, use_tokens=False)[0])
