@@ -365,6 +365,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
+        part.chmod(0o644)  # safetensors writes files that only their owner may read
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

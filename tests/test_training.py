@@ -234,6 +234,8 @@ def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
     ):
         assert weights["weight"].item() == 2
     assert len(list(tmp_path.iterdir())) == 3
+    files = [tmp_path / f"model.{kind}" for kind in ("pt", "safetensors", "json")]
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
 
 
 def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path) -> None:
