@@ -11,6 +11,7 @@ from torch import Tensor
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.json_fields import whole_numbers
+from custom.mirroring import Mirroring
 from custom.planes import PLANES
 
 
@@ -79,9 +80,13 @@ class TokenSlidingWindowInferer(Inferer):
         sw_batch_size: windows per forward pass.
         amp: run the network under bfloat16 autocast.
         progress: show a progress bar.
+        mirror: predict every window in its eight mirrorings and take the mean: eight times the
+            work for smoother predictions.
+        affinity_offsets: of the network's affinities, voxels, zyx; needed to mirror.
 
     Raises:
-        InputError: ``amp`` is not a bool, ``overlap`` or ``roi_size`` is out of range.
+        InputError: ``amp`` or ``mirror`` is not a bool, ``overlap`` or ``roi_size`` is out of
+            range, or the offsets are missing.
     """
 
     def __init__(
@@ -91,6 +96,8 @@ class TokenSlidingWindowInferer(Inferer):
         sw_batch_size: int = 1,
         amp: bool = False,
         progress: bool = False,
+        mirror: bool = False,
+        affinity_offsets: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.roi_size = whole_numbers(list(roi_size), 3, 1, "the inferer's roi_size")
@@ -100,6 +107,9 @@ class TokenSlidingWindowInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.amp = _checked(amp)
         self.progress = progress
+        if _checked(mirror, "mirror") and not affinity_offsets:
+            raise InputError("to mirror, the inferer needs affinity_offsets.")
+        self.mirroring = Mirroring(affinity_offsets) if mirror and affinity_offsets else None
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -115,6 +125,11 @@ class TokenSlidingWindowInferer(Inferer):
 
         def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
             tokens = _tokens_at(grids, places, windows.shape[2:], windows.device)
+            if self.mirroring:
+                return self.mirroring(probabilities, windows, tokens)
+            return probabilities(windows, tokens)
+
+        def probabilities(windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
             with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.amp):
                 logits = network(windows, *args, **tokens)
             return logits.float().sigmoid()
@@ -158,8 +173,10 @@ def _tokens_at(
     return tokens
 
 
-def _checked(amp: object) -> bool:
-    """Refuse the string "false", which would switch autocast on."""
-    if not isinstance(amp, bool):
-        raise InputError(f"amp must be true or false, got {amp!r}; on the command line say False")
-    return amp
+def _checked(value: object, name: str = "amp") -> bool:
+    """Refuse the string "false", which would count as true."""
+    if not isinstance(value, bool):
+        raise InputError(
+            f"{name} must be true or false, got {value!r}; on the command line say False"
+        )
+    return value

@@ -26,6 +26,7 @@ class LabelsToTargetsd(Transform):
     Args:
         affinity_offsets: K offsets, voxels, zyx.
         lsd_sigma_nm: sigma of the LSDs in nm; None for affinities alone.
+        lsd_downsample: as in ``local_shape_descriptors``.
         boundary_power: weights are ``1 / (1 + distance) ** boundary_power``, the distance to the
             nearest boundary inside the halo; 0 weighs all voxels alike.
     """
@@ -35,10 +36,12 @@ class LabelsToTargetsd(Transform):
         affinity_offsets: Sequence[Sequence[int]],
         lsd_sigma_nm: float | None,
         boundary_power: float = 1.0,
+        lsd_downsample: int | Sequence[int] = 1,
     ) -> None:
         self.offsets = [(int(z), int(y), int(x)) for z, y, x in affinity_offsets]
         self.lsd_sigma_nm = lsd_sigma_nm
         self.boundary_power = boundary_power
+        self.lsd_downsample = lsd_downsample
         self.layout = ChannelLayout(len(self.offsets), 10 if lsd_sigma_nm else 0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -59,13 +62,14 @@ class LabelsToTargetsd(Transform):
     ) -> NDArray[np.float32]:
         shape = labels[inner].shape
         target = np.ones((self.layout.num_targets, *shape), dtype=np.float32)
-        affinity, valid = affinities(labels, self.offsets, mask=mask)
-        target[self.layout.affinities] = affinity[(slice(None), *inner)]
-        target[self.layout.valid] = valid[(slice(None), *inner)]
+        near, part = _neighbourhood(inner, self.offsets, labels.shape)
+        affinity, valid = affinities(labels[near], self.offsets, mask=mask[near])
+        target[self.layout.affinities] = affinity[:, *part]
+        target[self.layout.valid] = valid[:, *part]
         target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
         if self.lsd_sigma_nm:
             target[self.layout.lsds] = local_shape_descriptors(
-                labels, self.lsd_sigma_nm, voxel_size_nm, roi=inner
+                labels, self.lsd_sigma_nm, voxel_size_nm, inner, self.lsd_downsample
             )
         if self.boundary_power:
             weights = boundary_weights(
@@ -79,3 +83,16 @@ def _inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:
     """The centre of ``outer`` that has the shape ``inner``."""
     z, y, x = (slice((o - i) // 2, (o - i) // 2 + i) for o, i in zip(outer, inner, strict=True))
     return z, y, x
+
+
+def _neighbourhood(
+    inner: Box, offsets: Sequence[Sequence[int]], shape: Sequence[int]
+) -> tuple[Box, Box]:
+    """The part of an array that the affinities in ``inner`` depend on, and ``inner`` in it."""
+    near, part = [], []
+    for axis, box in enumerate(inner):
+        reach = max(abs(offset[axis]) for offset in offsets)
+        start = max(0, box.start - reach)
+        near.append(slice(start, min(shape[axis], box.stop + reach)))
+        part.append(slice(box.start - start, box.stop - start))
+    return (near[0], near[1], near[2]), (part[0], part[1], part[2])

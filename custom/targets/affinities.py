@@ -46,13 +46,13 @@ def affinities(
             raise ValueError(f"offset {k} must have three numbers (z, y, x), got {list(offset)}")
         if not any(offset):
             raise ValueError(f"offset {k} is zero; a voxel is not its own neighbour")
-        here, there = _paired_slices(labels.shape, offset)
+        here, there = paired_slices(labels.shape, offset)
         affinity[k][here] = (labels[here] == labels[there]) & (labels[here] != 0)
         valid[k][here] = True if mask is None else mask[here] & mask[there]
     return affinity, valid
 
 
-def _paired_slices(
+def paired_slices(
     shape: Sequence[int], offset: Offset
 ) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Voxels whose neighbour at ``offset`` is inside the array, and those neighbours."""
