@@ -98,11 +98,17 @@ def entries_for(
 
 
 def take(values: Tensor, first: Sequence[int], count: Sequence[int]) -> Tensor:
-    """Entries ``first`` to ``first + count`` of (C, d, h, w); beyond the border it repeats."""
-    for axis in range(3):
-        wanted = torch.arange(first[axis], first[axis] + count[axis])
-        wanted = wanted.clamp(0, values.shape[1 + axis] - 1)
-        values = values.index_select(1 + axis, wanted.to(values.device))
+    """Entries ``first`` to ``first + count`` of (C, d, h, w); beyond the border it repeats.
+
+    A view, where no entry lies beyond the border.
+    """
+    for axis, (start, number) in enumerate(zip(first, count, strict=True)):
+        available = values.shape[1 + axis]
+        if 0 <= start <= available - number:
+            values = values.narrow(1 + axis, start, number)
+        else:
+            wanted = torch.arange(start, start + number).clamp(0, available - 1)
+            values = values.index_select(1 + axis, wanted.to(values.device))
     return values
 
 
