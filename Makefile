@@ -15,7 +15,7 @@ help:
 	@echo "make test     the whole test suite"
 	@echo "make check    linter, formatter, type checker and fast tests"
 	@echo "make lint     make check without the tests"
-	@echo "make bench    time and memory of every step, into bench/results.json"
+	@echo "make bench    time and memory of every step, into bench/results.json (DATA=, BACKBONE= as for fib25)"
 
 setup: $(STAMP)
 
@@ -46,7 +46,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.run $(if $(DATA),--data "$(DATA)") $(if $(BACKBONE),--backbone "$(BACKBONE)")
 
 # A relative path becomes absolute, because the recipe changes into bundle/.
 absolute = $$(case "$(1)" in /*) echo "$(1)";; *) echo "$(CURDIR)/$(1)";; esac)

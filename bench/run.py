@@ -1,6 +1,6 @@
 """Measure this project on this machine: one command, one file of named figures.
 
-python bench/run.py [--reuse <folder of an earlier demo>]
+python -m bench.run [--reuse <earlier demo>] [--data <fib25.zarr>] [--backbone <folder or id>]
 """
 
 import json
@@ -10,47 +10,42 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import fire
 
+from bench.features import VIT_S, Setting, feature_figures
+from bench.figures import Figure, table
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results.json"
 PACKAGES = ("emseg", "monai", "torch", "numpy", "tensorstore", "mwatershed")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured number.
-
-    Args:
-        name: what was measured, parts separated by dots, such as "demo.training.seconds".
-        value: the number.
-        unit: "s", "MiB", "bits" or "1".
-    """
-
-    name: str
-    value: float
-    unit: str
-
-
-def bench(reuse: str | None = None) -> None:
+def bench(reuse: str | None = None, data: str | None = None, backbone: str | None = None) -> None:
     """Run every bench, write bench/results.json, print a table.
 
     Args:
         reuse: folder of a demo: its finished steps count with the time they took then. Without it
             the demo runs in a new temporary folder.
+        data: OME-Zarr with raw and labels/neurons for the figures of features; without it, a
+            synthetic volume.
+        backbone: folder or Hugging Face id for them; without it, a random DINOv3 ViT-S.
     """
+    setting = Setting(backbone or VIT_S, data=Path(os.path.abspath(data)) if data else None)
     with tempfile.TemporaryDirectory() as fresh:
         folder = Path(os.path.abspath(reuse)) if reuse else Path(fresh) / "demo"
-        figures = demo_figures(folder)
+        figures = demo_figures(folder) + feature_figures(setting, Path(fresh) / "features")
     results = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "features_of": {
+            "data": Path(data).name if data else "synthetic",
+            "backbone": Path(backbone).name if backbone else "random DINOv3 ViT-S",
+        },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "figures": [asdict(figure) for figure in figures],
     }
@@ -90,12 +85,6 @@ def _cpu() -> str:
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
     return model[1] if model else platform.processor()
-
-
-def table(figures: Sequence[Figure]) -> str:
-    """Figures as aligned text."""
-    widest = max(len(figure.name) for figure in figures)
-    return "\n".join(f"{f.name:<{widest}}  {f.value:>10.3f} {f.unit}" for f in figures)
 
 
 if __name__ == "__main__":

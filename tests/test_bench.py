@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import run
+from bench import features, run
+from bench.figures import Figure
+from tests.bundle.tiny import BACKBONE
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def test_results_are_machine_versions_and_a_flat_list_of_figures(
 ) -> None:
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(run, "version", lambda package: f"version of {package}")
+    monkeypatch.setattr(run, "feature_figures", lambda setting, folder: [Figure("x", 1.5, "1")])
     run.bench()
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"cpu", "cores", "memory_mib"} <= set(results["machine"])
@@ -41,7 +44,9 @@ def test_results_are_machine_versions_and_a_flat_list_of_figures(
         {"name": "demo.training.peak_memory", "value": 700.0, "unit": "MiB"},
         {"name": "demo.voi", "value": 0.5, "unit": "bits"},
         {"name": "demo.adapted_rand", "value": 0.05, "unit": "1"},
+        {"name": "x", "value": 1.5, "unit": "1"},
     ]
+    assert results["features_of"] == {"data": "synthetic", "backbone": "random DINOv3 ViT-S"}
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -55,3 +60,16 @@ def test_a_failed_demo_stops_the_bench(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(SystemExit, match="demo failed with status 1"):
         run.demo_figures(tmp_path)
+
+
+@pytest.mark.slow
+def test_feature_figures_of_a_tiny_cube(tmp_path: Path) -> None:
+    setting = features.Setting(BACKBONE, cube=32, crop=16, samples=2)
+    found = {
+        f.name.removeprefix("features."): f for f in features.feature_figures(setting, tmp_path)
+    }
+    assert all(figure.value > 0 for figure in found.values())
+    voxels = (tmp_path / "cache").glob("volume_000000.zarr/**/*")
+    size = sum(file.stat().st_size for file in voxels if file.is_file())
+    assert found["cache_bytes_per_voxel"].value == size / 32**3
+    assert found["extract_peak_memory"].value > 100
