@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
-from custom.features.cache import CachedVolume, open_cache
+from custom.features.cache import open_cache
 from custom.features.extraction import extract_planes
 from custom.features.intensity import (
     IntensityWindow,
@@ -26,6 +26,7 @@ from custom.features.intensity import (
 from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
 from custom.features.triplane import PlaneGrid
 from custom.json_fields import whole_numbers
+from custom.live import FeatureVolume
 from custom.targets.halo import target_halo
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ REGIONS = ("roi", "volume")
 
 
 class CropDataset(Dataset[Sample]):
-    """Random crops of cached volumes.
+    """Random crops of volumes, cached or live.
 
     A sample follows from the seed and its number alone, whatever process asks for it. Volumes are
     drawn in proportion to the number of places a crop can take in them. Crops in which labels count
@@ -49,7 +50,7 @@ class CropDataset(Dataset[Sample]):
     ``voxel_size_nm`` (3,).
 
     Args:
-        volumes: cached volumes with labels.
+        volumes: with labels, from ``training_volumes``.
         crop_size: (D, H, W) of a crop.
         affinity_offsets: offsets of the targets, for the halo.
         lsd_sigma_nm: sigma of the LSDs in nm, for the halo; None without LSDs.
@@ -66,7 +67,7 @@ class CropDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        volumes: Sequence[CachedVolume],
+        volumes: Sequence[FeatureVolume],
         crop_size: Sequence[int],
         affinity_offsets: Sequence[Sequence[int]],
         lsd_sigma_nm: float | None,
@@ -110,9 +111,9 @@ class CropDataset(Dataset[Sample]):
         transformed: Sample = self.transform(sample)
         return transformed
 
-    def _fits(self, volume: CachedVolume) -> bool:
+    def _fits(self, volume: FeatureVolume) -> bool:
         if not volume.has_labels:
-            raise InputError(f"training volume '{volume.id}' was cached without labels.")
+            raise InputError(f"training volume '{volume.id}' has no labels.")
         if all(c <= s for c, s in zip(self.crop_size, volume.shape, strict=True)):
             return True
         logger.warning(
@@ -123,7 +124,7 @@ class CropDataset(Dataset[Sample]):
         )
         return False
 
-    def _places(self, volume: CachedVolume) -> int:
+    def _places(self, volume: FeatureVolume) -> int:
         return int(np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)]))
 
     def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
@@ -185,18 +186,18 @@ class CropSampler(DistributedSampler[int]):
 
 
 class CachedVolumeDataset(Dataset[Sample]):
-    """Whole cached volumes.
+    """Whole volumes, cached or live.
 
     An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm``
     (of its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do
     not count.
 
     Args:
-        volumes: cached volumes.
+        volumes: from ``training_volumes`` or ``open_cache``.
         use_tokens: read the tokens; False for raw-only networks.
     """
 
-    def __init__(self, volumes: Sequence[CachedVolume], use_tokens: bool = True) -> None:
+    def __init__(self, volumes: Sequence[FeatureVolume], use_tokens: bool = True) -> None:
         self.volumes = list(volumes)
         self.use_tokens = use_tokens
 

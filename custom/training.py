@@ -24,6 +24,7 @@ from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, open_cache, refuse_difference
 from custom.features.spec import complete_settings, load_backbone_and_spec
 from custom.json_fields import read_object
+from custom.live import FeatureVolume, live_volumes
 from custom.preflight import running_config
 
 logger = logging.getLogger(__name__)
@@ -231,11 +232,11 @@ def training_volumes(
     backbone: BackboneSource,
     features: Mapping[str, Any],
     token_channels: int,
-) -> list[CachedVolume]:
-    """Cached volumes of a section, if they were made as the config says.
-
-    Where the backbone's name and all settings are those that the cache was made with, the backbone
-    is not loaded; otherwise it is, and the weights decide.
+    source: str = "cache",
+    datalist: str = "",
+    device: str | torch.device = "cpu",
+) -> Sequence[FeatureVolume]:
+    """Volumes of a section, with features as the config says.
 
     Args:
         cache_dir: folder of the cache.
@@ -243,9 +244,39 @@ def training_volumes(
         backbone: as in ``load_backbone``.
         features: the config's ``features``.
         token_channels: that the network takes; 0 for a raw-only network.
+        source: "cache": read features from the cache; "raw": extract them whenever they are asked
+            for, which needs no preprocessing and takes a forward pass of every window of a crop.
+        datalist: path, for "raw".
+        device: where the backbone computes, for "raw".
 
     Raises:
-        InputError: no such volumes, or volumes of other features or another number of channels.
+        InputError: no such volumes, or volumes of other features or another number of channels;
+            unknown source.
+    """
+    if source not in ("cache", "raw"):
+        raise InputError(f"source must be 'cache' or 'raw', got {source!r}.")
+    volumes: Sequence[FeatureVolume] = (
+        _cached_volumes(cache_dir, section, backbone, features)
+        if source == "cache"
+        else live_volumes(datalist, section, backbone, features, device)
+    )
+    channels = volumes[0].spec.channels
+    if token_channels not in (0, channels):
+        raise InputError(
+            f"token_channels is {token_channels}, but the features of '{volumes[0].id}' have "
+            f"{channels} channels: set token_channels to {channels}, or to 0 for a network without "
+            f"features."
+        )
+    return volumes
+
+
+def _cached_volumes(
+    cache_dir: str, section: str, backbone: BackboneSource, features: Mapping[str, Any]
+) -> list[CachedVolume]:
+    """Cached volumes of a section, if they were made as the config says.
+
+    Where the backbone's name and all settings are those that the cache was made with, the backbone
+    is not loaded; otherwise it is, and the weights decide.
     """
     volumes = open_cache(cache_dir, section)
     settings = complete_settings(features)
@@ -254,18 +285,12 @@ def training_volumes(
     if not (same_name and first.metadata["settings"] == settings):
         _, spec = load_backbone_and_spec(backbone, settings)
         refuse_difference(first.spec, spec, first.path)
-    if token_channels not in (0, first.spec.channels):
-        raise InputError(
-            f"token_channels is {token_channels}, but the features of '{first.path}' have "
-            f"{first.spec.channels} channels: set token_channels to {first.spec.channels}, or to 0 "
-            f"for a network without features."
-        )
     return volumes
 
 
 def model_description(
-    volumes: Sequence[CachedVolume],
-    validation: Sequence[CachedVolume],
+    volumes: Sequence[FeatureVolume],
+    validation: Sequence[FeatureVolume],
     affinity_offsets: Sequence[Sequence[int]],
     lsd_sigma_nm: float | None,
 ) -> dict[str, Any]:

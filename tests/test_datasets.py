@@ -310,7 +310,7 @@ class TestCrops:
             ("training", {"crop_size": (6, 7)}, "crop_size must be a list of 3 numbers"),
             ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
             ("training", {"min_labelled": 1.0}, "labels in 100% of its voxels"),
-            ("validation", {}, "training volume 'bare' was cached without labels"),
+            ("validation", {}, "training volume 'bare' has no labels"),
             ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] has labels"),
             ("test", {"min_labelled": 0.0}, "none of 1000 random crops"),
             (

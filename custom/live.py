@@ -1,0 +1,238 @@
+"""Volumes whose features are extracted when they are asked for, instead of read from a cache."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from funlib.geometry import Roi
+from numpy.typing import NDArray
+
+from custom.datalist import OpenEntry, open_entry, parse_datalist
+from custom.errors import InputError
+from custom.features.backbone import Backbone, BackboneSource
+from custom.features.extraction import extract_planes
+from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
+from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.triplane import PlaneGrid, crop
+from custom.voxel_grid import Triple
+
+
+class FeatureVolume(Protocol):
+    """What training needs of a volume, cached or live; boxes are in voxels of its ROI."""
+
+    metadata: Mapping[str, Any]
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """How its features are made."""
+
+    @property
+    def id(self) -> str:
+        """Id of the datalist's entry."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the ROI."""
+
+    @property
+    def voxel_size_nm(self) -> Triple:
+        """Voxel size, zyx."""
+
+    @property
+    def offset_nm(self) -> Triple:
+        """Position of the centre of the ROI's first voxel, zyx."""
+
+    @property
+    def raw_window(self) -> IntensityWindow:
+        """Values that ``read_raw`` gives for the ends of the intensity window."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels and their mask."""
+
+    def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
+        """A plane's features for a box, or for the whole ROI."""
+
+    def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
+        """Raw of a box (D, H, W), 0 outside the ROI."""
+
+    def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Consecutive labels of a box, and where they count; 0 and False outside the ROI."""
+
+
+class LiveFeatures:
+    """A backbone and its spec; in a loader's worker, the backbone is loaded when first needed.
+
+    Args:
+        source: as in ``load_backbone``.
+        settings: the config's ``features``.
+        device: where the backbone computes.
+
+    Raises:
+        InputError: as ``load_backbone_and_spec``.
+    """
+
+    def __init__(
+        self, source: BackboneSource, settings: Mapping[str, Any], device: str | torch.device
+    ) -> None:
+        self.source, self.settings, self.device = source, settings, device
+        self._backbone: Backbone | None
+        self._backbone, self.spec = load_backbone_and_spec(source, settings, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backbone": None}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded."""
+        if self._backbone is None:
+            self._backbone, _ = load_backbone_and_spec(self.source, self.settings, self.device)
+        return self._backbone
+
+
+class LiveVolume:
+    """An entry of a datalist, with the same raw, labels and features that its cache would hold.
+
+    Args:
+        opened: the entry.
+        features: extract its features; volumes may share them.
+        window: grey values that are mapped to 0 and 1.
+    """
+
+    def __init__(self, opened: OpenEntry, features: LiveFeatures, window: IntensityWindow) -> None:
+        self.opened = opened
+        self.features = features
+        self.window = window
+        roi = opened.roi
+        self.metadata: Mapping[str, Any] = {
+            "roi": {"offset": list(roi.offset), "shape": list(roi.shape)}
+        }
+        self._whole: dict[str, PlaneGrid] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_whole": {}}
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """How its features are made."""
+        return self.features.spec
+
+    @property
+    def id(self) -> str:
+        """Id of the entry."""
+        return self.opened.entry.id
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the ROI."""
+        depth, height, width = self.opened.roi.shape
+        return int(depth), int(height), int(width)
+
+    @property
+    def voxel_size_nm(self) -> Triple:
+        """Voxel size, zyx."""
+        return self.opened.voxel_size_nm
+
+    @property
+    def offset_nm(self) -> Triple:
+        """Position of the centre of the ROI's first voxel, zyx."""
+        origin, first = self.opened.raw.metadata.offset_nm, self.opened.roi.offset
+        z, y, x = (o + f * v for o, f, v in zip(origin, first, self.voxel_size_nm, strict=True))
+        return z, y, x
+
+    @property
+    def raw_window(self) -> IntensityWindow:
+        """Values that ``read_raw`` gives for the ends of the intensity window."""
+        return self.window if self.opened.raw.metadata.dtype == "uint8" else (0.0, 255.0)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return self.opened.labels is not None
+
+    @cached_property
+    def label_ids(self) -> NDArray[np.uint64]:
+        """The source's id of every label, ascending, 0 first."""
+        sections = (Roi((z, 0, 0), (1, *self.shape[1:])) for z in range(self.shape[0]))
+        found = [np.unique(self.opened.read_labels(self._in_raw(roi))[0]) for roi in sections]
+        return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
+
+    def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
+        """A plane's features for a box, or for the whole ROI, which are kept.
+
+        As of the cache, the number of entries depends on the box's shape alone.
+        """
+        if roi is None:
+            if plane not in self._whole:
+                self._whole[plane] = self._extract(plane, Roi((0, 0, 0), self.shape))
+            return self._whole[plane]
+        return crop(self._extract(plane, roi), (0, 0, 0), tuple(roi.shape))
+
+    def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
+        spec = replace(self.spec, planes=(plane,))
+        read, shape = self.opened.read_raw, self.opened.raw.metadata.shape
+        backbone = self.features.backbone
+        return extract_planes(read, shape, self._in_raw(roi), backbone, spec, self.window)[plane]
+
+    def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
+        """Raw of a box (D, H, W), 0 outside the ROI."""
+        part, here = self._part(roi)
+        values = np.zeros(tuple(roi.shape), np.uint8)
+        if not part.empty:
+            values[here] = to_uint8(self.opened.read_raw(self._in_raw(part)), self.window)
+        return values
+
+    def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+        """Consecutive labels of a box, and where they count; 0 and False outside the ROI."""
+        part, here = self._part(roi)
+        labels = np.zeros(tuple(roi.shape), np.uint32)
+        mask = np.zeros(labels.shape, np.bool_)
+        if not part.empty:
+            ids, mask[here] = self.opened.read_labels(self._in_raw(part))
+            labels[here] = np.searchsorted(self.label_ids, ids)
+        return labels, mask
+
+    def _part(self, roi: Roi) -> tuple[Roi, tuple[slice, ...]]:
+        """The part of a box inside the ROI, and where it lies in the box."""
+        part = roi.intersect(Roi((0, 0, 0), self.shape))
+        return part, (part - roi.offset).to_slices()
+
+    def _in_raw(self, roi: Roi) -> Roi:
+        """A box in voxels of raw."""
+        return roi + self.opened.roi.offset
+
+
+def live_volumes(
+    datalist: str,
+    section: str,
+    source: BackboneSource,
+    settings: Mapping[str, Any],
+    device: str | torch.device = "cpu",
+) -> Sequence[LiveVolume]:
+    """Volumes of a section of a datalist, their features extracted when they are asked for.
+
+    Args:
+        datalist: path of the datalist.
+        section: "training" or "validation".
+        source: as in ``load_backbone``.
+        settings: the config's ``features``.
+        device: where the backbone computes.
+
+    Raises:
+        InputError: the datalist, its volumes, the backbone or the settings are at fault, or the
+            section is empty.
+    """
+    entries = parse_datalist(datalist).section(section)
+    if not entries:
+        raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
+    features = LiveFeatures(source, settings, device)
+    volumes = []
+    for opened in map(open_entry, entries):
+        window = opened.entry.intensity_window or measure_intensity_window(
+            opened.raw, features.spec.intensity_percentiles
+        )
+        volumes.append(LiveVolume(opened, features, window))
+    return volumes

@@ -1,0 +1,111 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from funlib.geometry import Roi
+from torch.utils.data import DataLoader
+
+from custom.datasets import CachedVolumeDataset, CropDataset
+from custom.errors import InputError
+from custom.features.cache import open_cache
+from custom.features.triplane import PlaneGrid, upsample
+from custom.live import LiveVolume, live_volumes
+from custom.planes import PLANES
+from custom.preprocessing import Preprocessor
+from custom.training import training_volumes
+from tests.test_datasets import CROP, FEATURES, OFFSETS, SIGMA_NM, VIT, assert_same, write_datalist
+
+WITH_SEED = {**VIT, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_datalist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache_dir(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    sections = ("training", "validation")
+    Preprocessor(datalist, folder, WITH_SEED, FEATURES, sections, show_progress=False).run()
+    return folder
+
+
+def live(datalist: Path, section: str = "training") -> list[LiveVolume]:
+    return list(live_volumes(str(datalist), section, WITH_SEED, FEATURES))
+
+
+def crops(volumes: object) -> CropDataset:
+    return CropDataset(volumes, CROP, OFFSETS, SIGMA_NM, num_samples=6)  # type: ignore[arg-type]
+
+
+def dense_features(sample: dict[str, torch.Tensor], plane: str) -> torch.Tensor:
+    """What the network makes of a plane's tokens: entries that no voxel needs do not count."""
+    grid = PlaneGrid.placed(sample.pop(f"tokens_{plane}"), sample[f"placement_{plane}"])
+    return upsample(grid, CROP, plane)
+
+
+def test_live_samples_are_those_of_the_cache(datalist: Path, cache_dir: Path) -> None:
+    """uint8 and uint16 raw, fractional scales, ROIs at and off the volume's border."""
+    from_raw, from_cache = crops(live(datalist)), crops(open_cache(cache_dir, "training"))
+    for number in range(6):
+        one, other = from_raw[number], from_cache[number]
+        for plane in PLANES:  # bfloat16 rounds differently in batches of other sizes
+            dense = (dense_features(sample, plane) for sample in (one, other))
+            torch.testing.assert_close(*dense, rtol=0, atol=2e-2)
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_live_volumes_are_those_of_the_cache(datalist: Path, cache_dir: Path, section: str) -> None:
+    whole = CachedVolumeDataset(live(datalist, section))
+    cached = CachedVolumeDataset(open_cache(cache_dir, section))
+    assert len(whole) == len(cached)
+    for number in range(len(whole)):
+        assert_same(whole[number], cached[number])
+        assert_same(whole[number], cached[number])  # again, from what was kept
+
+
+def test_boxes_that_stick_out_are_padded_alike(datalist: Path, cache_dir: Path) -> None:
+    roi = Roi((-2, 3, 4), (7, 30, 5))
+    for volume, cached in zip(live(datalist), open_cache(cache_dir, "training"), strict=True):
+        np.testing.assert_array_equal(volume.read_raw(roi), cached.read_raw(roi))
+        for one, other in zip(volume.read_labels(roi), cached.read_labels(roi), strict=True):
+            np.testing.assert_array_equal(one, other)
+        outside = Roi((100, 0, 0), (2, 2, 2))
+        assert not volume.read_raw(outside).any()
+        assert not volume.read_labels(outside)[1].any()
+
+
+@pytest.mark.slow
+def test_workers_load_the_backbone_themselves(datalist: Path) -> None:
+    dataset = crops(live(datalist))
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    for number, sample in enumerate(loader):
+        assert_same(sample, dataset[number])
+
+
+def test_a_pickled_volume_leaves_backbone_and_features_behind(datalist: Path) -> None:
+    volume = live(datalist)[0]
+    small = len(pickle.dumps(volume))
+    volume.plane_grid("xy")
+    assert len(pickle.dumps(volume)) == small
+    weights = sum(p.numel() * 4 for p in volume.features.backbone.parameters())
+    assert small < weights
+    again = pickle.loads(pickle.dumps(volume))
+    assert torch.equal(again.plane_grid("xz").values, volume.plane_grid("xz").values)
+
+
+def test_the_source_is_one_of_two(datalist: Path, cache_dir: Path) -> None:
+    arguments = (str(cache_dir), "training", WITH_SEED, FEATURES, 16)
+    assert isinstance(training_volumes(*arguments, "raw", str(datalist))[0], LiveVolume)
+    assert not isinstance(training_volumes(*arguments, "cache")[0], LiveVolume)
+    with pytest.raises(InputError, match="source must be 'cache' or 'raw', got 'live'"):
+        training_volumes(*arguments, "live")
+
+
+def test_live_volumes_have_their_channels_checked_too(datalist: Path, cache_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"token_channels is 32, .* 'deep' have 16 channels"):
+        training_volumes(str(cache_dir), "training", WITH_SEED, FEATURES, 32, "raw", str(datalist))
