@@ -58,6 +58,6 @@ fib25: fib25-arguments setup
 		--out "$(call absolute,$(OUT))"
 
 fib25-arguments:
-	@test -n "$(DATA)" || { echo "make fib25 needs DATA=<fib25.zarr>: the OME-Zarr built from training_sample2 of the public repository janelia-flyem/neuroproof_examples on GitHub; README.md shows how." >&2; exit 2; }
+	@test -n "$(DATA)" || { echo "make fib25 needs DATA=<fib25.zarr>: 'make setup && cd bundle && ../.venv/bin/python -m scripts.samples fib25 ../data' downloads the public data and builds it." >&2; exit 2; }
 	@test -n "$(BACKBONE)" || { echo "make fib25 needs BACKBONE=<id or folder>: the Hugging Face id facebook/dinov2-small, or a local folder with config.json and model.safetensors of a ViT-S/14." >&2; exit 2; }
 	@test -n "$(OUT)" || { echo "make fib25 needs OUT=<folder>: any folder with a few gigabytes free, to hold the feature cache, the model and the segmentation." >&2; exit 2; }

@@ -179,8 +179,17 @@ def parse_datalist(path: str | Path) -> Datalist:
         InputError: anything that is not as the datalist's contract says; names file and field.
     """
     path = Path(path).expanduser().absolute()
+    return datalist_from(read_object(path, f"datalist '{path}'"), path)
+
+
+def datalist_from(found: Mapping[str, Any], path: Path) -> Datalist:
+    """Check a datalist before it is written; else as ``parse_datalist``.
+
+    Args:
+        found: content of the JSON file.
+        path: absolute path that the file has or will have.
+    """
     where = f"datalist '{path}'"
-    found = read_object(path, where)
     check_keys(found, ("name", *SECTIONS), where)
     sections = {
         name: tuple(

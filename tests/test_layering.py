@@ -13,6 +13,7 @@ CUSTOM = ROOT / "custom"
 BOTTOM = {
     "channels",
     "datalist",
+    "downloads",
     "errors",
     "file_arrays",
     "files",

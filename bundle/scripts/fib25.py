@@ -35,8 +35,7 @@ def fib25(data: str, backbone: str, out: str) -> None:
     The same command again goes on from where it was.
 
     Args:
-        data: OME-Zarr with raw and labels/neurons, made from training_sample2 of the public
-            repository janelia-flyem/neuroproof_examples.
+        data: fib25.zarr as ``python -m scripts.samples fib25 <folder>`` makes it.
         backbone: Hugging Face id, or a folder with config.json and weights.
         out: folder for everything that is written.
     """
@@ -93,8 +92,8 @@ def fib25_datalist(data: Path) -> dict[str, object]:
     """
     if not data.exists():
         raise InputError(
-            f"there is no {data}; it is the OME-Zarr made from training_sample2 of the public "
-            "repository janelia-flyem/neuroproof_examples on GitHub"
+            f"there is no {data}; 'python -m scripts.samples fib25 <folder>' from inside bundle/ "
+            "downloads the public cube and builds <folder>/fib25.zarr"
         )
     sources = {"raw": str(data / "raw"), "labels": str(data / LABELS)}
     for field, path in sources.items():

@@ -1,0 +1,126 @@
+"""Annotated crops of CellMap trees.
+
+::
+
+    <tree>/recon-1/em/<em>/s0, s1, ...                              raw, from fine to coarse
+    <tree>/recon-1/labels/groundtruth/<crop>/<class>/s0, s1, ...    labels of one class
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from custom.datalist import DatalistEntry, open_entry
+from custom.errors import InputError
+from custom.json_fields import hint
+from custom.volumes import open_volume
+from custom.voxel_grid import Triple
+from custom.zarr_metadata import children, read_node
+from scripts.splits import entry_id
+
+EM = "recon-1/em"
+CROPS = "recon-1/labels/groundtruth"
+SAME_SIZE = 1e-3  # relative: what is rounded away when a voxel size is typed
+
+
+def cellmap_entries(
+    trees: Sequence[Path], label_class: str, size: Triple, em: str = ""
+) -> tuple[list[DatalistEntry], list[str]]:
+    """Annotated crops of CellMap trees.
+
+    Args:
+        trees: folders with ``recon-1`` in them.
+        label_class: class whose instances are the labels.
+        size: voxel size of raw and labels, zyx, in nm.
+        em: name of raw; "" where there is only one.
+
+    Returns:
+        The entries, and for every crop with this class that cannot be used a sentence why.
+
+    Raises:
+        InputError: no raw or no crop of this voxel size, or no such class.
+    """
+    entries, left_out = [], []
+    crops = _annotated(trees, label_class)
+    raws = {tree: _level(_em(tree, em), size) for tree in dict.fromkeys(tree for tree, _ in crops)}
+    for tree, crop in crops:
+        name = entry_id(f"{tree.name.removesuffix('.zarr')}-{crop.name}")
+        try:
+            labels = _level(crop / label_class, size)
+            _check_instances(labels)
+            entry = DatalistEntry(name, str(raws[tree]), str(labels))
+            open_entry(entry)
+        except InputError as reason:
+            left_out.append(str(reason))
+        else:
+            entries.append(entry)
+    if not entries:
+        raise InputError(f"no crop with '{label_class}' can be used: {'; '.join(left_out)}")
+    return entries, left_out
+
+
+def _annotated(trees: Sequence[Path], label_class: str) -> list[tuple[Path, Path]]:
+    """Every tree and crop that has the class."""
+    crops = [(tree, crop) for tree in trees for crop in _crops(tree)]
+    found = [(tree, crop) for tree, crop in crops if label_class in children(crop)]
+    if not found:
+        known = sorted({name for _, crop in crops for name in children(crop)})
+        raise InputError(f"no crop is annotated for '{label_class}'{hint(label_class, known)}")
+    return found
+
+
+def _crops(tree: Path) -> list[Path]:
+    """Crops of a tree, in natural order."""
+    folder = tree / CROPS
+    found = [folder / name for name in children(folder)] if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{tree} has no crops in {CROPS}; is it a CellMap tree?")
+    return sorted(found, key=lambda crop: (len(crop.name), crop.name))
+
+
+def _em(tree: Path, em: str) -> Path:
+    """The raw volume of a tree."""
+    folder = tree / EM
+    names = children(folder) if folder.is_dir() else []
+    if em in names or (len(names) == 1 and not em):
+        return folder / (em or names[0])
+    if em:
+        raise InputError(f"{folder} has no '{em}'{hint(em, names)}")
+    raise InputError(f"{folder} holds {', '.join(names) or 'nothing'}; choose one with --em")
+
+
+def _level(group: Path, size: Triple) -> Path:
+    """The array of a multiscale group whose voxels have this size."""
+    sizes = {}
+    for name in children(group):
+        if (node := read_node(group / name)) is not None and node.array is not None:
+            sizes[name] = open_volume(node.path, field="level").metadata.voxel_size_nm
+    for name, found in sizes.items():
+        if np.allclose(found, size, rtol=SAME_SIZE, atol=0):
+            return group / name
+    there = ", ".join(" x ".join(f"{s:g}" for s in found) for found in sizes.values())
+    raise InputError(
+        f"{group} has no level with voxels of {' x '.join(f'{s:g}' for s in size)} nm, "
+        f"but {there or 'no levels at all'}; raw and labels need one in common"
+    )
+
+
+def _check_instances(level: Path) -> None:
+    """Refuse what CellMap's own metadata say is not fit for instance labels."""
+    node = read_node(level)
+    annotation = _at(node.attributes if node else {}, "cellmap", "annotation")
+    if _at(annotation, "annotation_type", "type") == "semantic_segmentation":
+        raise InputError(f"{level} has one id for all objects (semantic segmentation)")
+    if unknown := _at(annotation, "complement_counts", "unknown"):
+        raise InputError(
+            f"{level} has {unknown} voxels of unknown class, for which a datalist has no word"
+        )
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """What lies under nested keys, None if something on the way is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

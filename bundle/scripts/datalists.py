@@ -1,0 +1,268 @@
+"""Datalists of data whose order is known: CREMI files, pairs of image and labels, CellMap trees.
+
+From inside ``bundle/``, one of::
+
+    python -m scripts.datalists cremi A.hdf B.hdf C.hdf cremi.json --validation C
+    python -m scripts.datalists pairs <folder> pairs.json --voxel_size_nm 40,8,8 --validation 0.2
+    python -m scripts.datalists cellmap jrc_hela-2.zarr mito.json --label_class mito
+        --voxel_size_nm 8 --validation "jrc_hela-2-crop1,jrc_hela-2-crop2?"
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import fire
+import h5py
+from fire.decorators import SetParseFn
+
+from custom.datalist import SECTIONS, DatalistEntry, datalist_from, open_entry
+from custom.errors import InputError
+from custom.files import write_atomically
+from custom.json_fields import hint, voxel_size
+from custom.volumes import open_volume
+from custom.voxel_grid import Triple
+from scripts.cellmap_trees import cellmap_entries
+from scripts.splits import Split, entry_id
+
+CREMI_RAW = "volumes/raw"
+CREMI_LABELS = "volumes/labels/neuron_ids"
+
+
+@SetParseFn(str)
+def cremi(
+    *paths: str, validation: str = "", test: str = "", seed: str = "0", **unknown: object
+) -> None:
+    """Datalist of CREMI files, volumes/raw and volumes/labels/neuron_ids in each.
+
+    A file's name without its ending is its id. Files without labels can only be for test.
+
+    Args:
+        paths: the files, and last the datalist to write.
+        validation: ids (with commas; * stands for anything), or a fraction of all.
+        test: the same; what is in neither is for training.
+        seed: decides which a fraction takes.
+        unknown: refused.
+    """
+    with _one_sentence(unknown, "validation", "test", "seed"):
+        files, out = _inputs_and_output(paths)
+        write_datalist(out, cremi_entries(files), Split(validation, test, seed))
+
+
+@SetParseFn(str)
+def pairs(
+    folder: str,
+    out: str,
+    images: str = "images/*.tif",
+    labels: str = "labels/*.tif",
+    voxel_size_nm: str = "",
+    validation: str = "",
+    test: str = "",
+    seed: str = "0",
+    **unknown: object,
+) -> None:
+    """Datalist of the pairs of image and labels in a folder.
+
+    A pair is an image and labels whose paths have the same text where the patterns have their *;
+    this text is the id. What lacks its other half is an error.
+
+    Args:
+        folder: where both patterns start.
+        out: datalist to write.
+        images: pattern with one *, such as "*_raw.tif".
+        labels: pattern with one *, such as "*_cells.tif".
+        voxel_size_nm: one number or z,y,x; needed where the files have none, wins where they do.
+        validation: ids (with commas; * stands for anything), or a fraction of all.
+        test: the same; what is in neither is for training.
+        seed: decides which a fraction takes.
+        unknown: refused.
+    """
+    known = ("images", "labels", "voxel_size_nm", "validation", "test", "seed")
+    with _one_sentence(unknown, *known):
+        size = _voxel_size(voxel_size_nm) if voxel_size_nm else None
+        entries = pair_entries(_absolute(folder), images, labels, size)
+        write_datalist(_inputs_and_output((folder, out))[1], entries, Split(validation, test, seed))
+
+
+@SetParseFn(str)
+def cellmap(
+    *paths: str,
+    label_class: str,
+    voxel_size_nm: str,
+    em: str = "",
+    validation: str = "",
+    test: str = "",
+    seed: str = "0",
+    **unknown: object,
+) -> None:
+    """Datalist of the annotated crops of CellMap trees.
+
+    The levels of raw (recon-1/em/<em>) and of a crop's labels
+    (recon-1/labels/groundtruth/<crop>/<class>) that have the voxel size go together. The ids are
+    <tree>-<crop>. Crops that cannot be used are printed with the reason.
+
+    Args:
+        paths: the trees, folders with recon-1 in them, and last the datalist to write.
+        label_class: annotated class whose instances are the labels.
+        voxel_size_nm: one number or z,y,x.
+        em: name of the raw volume where a tree has several.
+        validation: ids (with commas; * stands for anything), or a fraction of all.
+        test: the same; what is in neither is for training.
+        seed: decides which a fraction takes.
+        unknown: refused.
+    """
+    known = ("label_class", "voxel_size_nm", "em", "validation", "test", "seed")
+    with _one_sentence(unknown, *known):
+        trees, out = _inputs_and_output(paths)
+        entries, left_out = cellmap_entries(trees, label_class, _voxel_size(voxel_size_nm), em)
+        write_datalist(out, entries, Split(validation, test, seed))
+        for reason in left_out:
+            print(f"left out: {reason}")
+
+
+def write_datalist(out: Path, entries: Sequence[DatalistEntry], split: Split) -> None:
+    """Check a datalist as the runs will, and write it whole or not at all.
+
+    Args:
+        out: the file; if it is there, then with this content.
+        entries: with absolute paths.
+        split: their sections.
+
+    Raises:
+        InputError: the split or an entry is refused, or ``out`` holds something else.
+    """
+    sections = split.sections([entry.id for entry in entries])
+    of_section = {
+        name: [_as_json(entry) for entry in entries if entry.id in ids]
+        for name, ids in sections.items()
+    }
+    content = {"name": out.stem, **of_section}
+    text = json.dumps(content, indent=2) + "\n"
+    if out.exists() and not (out.is_file() and out.read_text() == text):
+        raise InputError(f"{out} exists with other content; delete it or choose another name")
+    datalist = datalist_from(content, out)
+    for entry in (*datalist.training, *datalist.validation):
+        if entry.labels is None:
+            raise InputError(f"'{entry.id}' has no labels; name it in --test")
+    for entry in datalist.entries():
+        open_entry(entry)
+    write_atomically(out, text.encode())
+    print(f"{out} has:")
+    for name in SECTIONS:
+        ids = [entry.id for entry in datalist.section(name)]
+        print(f"  {name}: {', '.join(ids) or 'nothing'}")
+
+
+def cremi_entries(files: Sequence[Path]) -> list[DatalistEntry]:
+    """One entry for every CREMI file; without labels if the file has none."""
+    entries = []
+    for file in files:
+        raw = open_volume(file / CREMI_RAW)
+        with h5py.File(file, "r") as found:
+            labels = str(file / CREMI_LABELS) if CREMI_LABELS in found else None
+        entries.append(DatalistEntry(entry_id(file.stem), raw.path, labels))
+    return entries
+
+
+def pair_entries(
+    folder: Path, images: str, labels: str, size: Triple | None
+) -> list[DatalistEntry]:
+    """One entry for every image and the labels that belong to it.
+
+    Raises:
+        InputError: none at all, or some lack their other half; a pattern without its one ``*``.
+    """
+    found = {pattern: _matches(folder, pattern) for pattern in (images, labels)}
+    alone = [
+        str(path.relative_to(folder))
+        for one, other in ((images, labels), (labels, images))
+        for key, path in found[one].items()
+        if key not in found[other]
+    ]
+    if alone:
+        raise InputError(
+            f"these have no other half by '{images}' and '{labels}': {', '.join(alone)}; "
+            "change the patterns, or move them elsewhere"
+        )
+    if not found[images]:
+        raise InputError(f"{folder} holds nothing that '{images}' and '{labels}' match")
+    return [
+        DatalistEntry(
+            entry_id(key),
+            str(path),
+            str(found[labels][key]),
+            raw_voxel_size_nm=size,
+            labels_voxel_size_nm=size,
+        )
+        for key, path in found[images].items()
+    ]
+
+
+def _matches(folder: Path, pattern: str) -> dict[str, Path]:
+    """Paths that match, by the text at the ``*``; hidden ones are left out."""
+    pattern = os.path.normpath(pattern)
+    strange = set(pattern) & set("?[]") or ".." in Path(pattern).parts
+    if pattern.count("*") != 1 or strange or Path(pattern).is_absolute():
+        raise InputError(f"the pattern '{pattern}' must be a path in the folder with exactly one *")
+    before, after = pattern.split("*")
+    found = {}
+    for path in sorted(folder.glob(pattern)):
+        name = path.relative_to(folder).as_posix()
+        if not path.name.startswith("."):
+            found[name[len(before) : len(name) - len(after)]] = path
+    return found
+
+
+def _voxel_size(text: str) -> Triple:
+    """One number for all axes, or z,y,x."""
+    try:
+        numbers = [float(part) for part in text.strip("()[] ").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise InputError(f"--voxel_size_nm must be one number or z,y,x, got '{text}'")
+    return voxel_size(numbers, "--voxel_size_nm")
+
+
+def _inputs_and_output(paths: Sequence[str]) -> tuple[list[Path], Path]:
+    """All paths but the last, and the last, which is a datalist."""
+    found = [_absolute(path) for path in paths]
+    if len(found) < 2 or found[-1].suffix != ".json":
+        raise InputError("give what to read, and last the datalist to write, which ends in .json")
+    return found[:-1], found[-1]
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _as_json(entry: DatalistEntry) -> dict[str, object]:
+    """An entry as it stands in the file."""
+    found: dict[str, object] = {"id": entry.id, "raw": entry.raw}
+    if entry.labels is not None:
+        found["labels"] = entry.labels
+    sizes = {"raw": entry.raw_voxel_size_nm, "labels": entry.labels_voxel_size_nm}
+    stated = {field: list(size) for field, size in sizes.items() if size is not None}
+    return found | ({"voxel_size_nm": stated} if stated else {})
+
+
+@contextmanager
+def _one_sentence(unknown: Mapping[str, object], *known: str) -> Iterator[None]:
+    """A user's mistake ends in its sentence alone; unknown options are one."""
+    try:
+        for option in unknown:
+            raise InputError(f"there is no option --{option}{hint(option, known)}")
+        yield
+    except InputError as mistake:
+        raise SystemExit(str(mistake)) from None
+    except OSError as error:
+        raise SystemExit(f"a file cannot be read or written: {error}") from None
+
+
+if __name__ == "__main__":
+    fire.Fire({"cremi": cremi, "pairs": pairs, "cellmap": cellmap})
