@@ -173,7 +173,7 @@ def _open_nrrd(path: Path, where: str) -> NDArray[Any]:
             return np.memmap(path, _nrrd_type(header), "r", start, shape, order="F")
         with path.open("rb") as file:
             file.seek(start)
-            return nrrd.read_data(dict(header), file, str(path))
+            return np.asarray(nrrd.read_data(dict(header), file, str(path)))
     except DAMAGED as error:
         raise InputError(f"{where} cannot be decoded: {error}") from error
 

@@ -202,7 +202,7 @@ def _aws_credentials() -> dict[str, str]:
         return {"type": "environment"}
     home = Path("~/.aws/credentials").expanduser()
     if any(name in os.environ for name in CREDENTIAL_FILES) or home.is_file():
-        return {"type": "default"}
+        return {"type": "default", "profile": os.environ.get("AWS_PROFILE", "default")}
     return {"type": "anonymous"}
 
 

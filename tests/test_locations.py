@@ -179,16 +179,20 @@ def test_s3_takes_credentials_from_the_environment(
     assert_same_as_local(url, folder / paths["plain.zarr"])
 
 
+@pytest.mark.parametrize("profile", ["default", "mine"])
 def test_s3_takes_credentials_from_a_file(
     s3: str,
     folder: Path,
     paths: dict[str, str],
     tmp_path: Path,
+    profile: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "keys").write_text("[mine]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    keys = f"[{profile}]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    (tmp_path / "keys").write_text(keys)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
-    monkeypatch.setenv("AWS_PROFILE", "mine")
+    if profile != "default":
+        monkeypatch.setenv("AWS_PROFILE", profile)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     assert_same_as_local(
         f"s3://{BUCKET}/private/{paths['plain.zarr']}", folder / paths["plain.zarr"]
