@@ -22,6 +22,7 @@ from custom.json_fields import (
     voxel_size,
     whole_numbers,
 )
+from custom.locations import Location, resolve
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
 
@@ -47,7 +48,7 @@ class DatalistEntry:
 
     Args:
         id: unique in the datalist; names output files.
-        raw: path of the raw volume, as in ``volumes.open_volume``, here and below.
+        raw: path or URL of the raw volume, as in ``volumes.open_volume``, here and below.
         labels: path of instance labels.
         mask: path of a mask, non-zero where labels count.
         roi: box in voxels of the label grid (of raw without labels); None is all of it.
@@ -170,7 +171,8 @@ class OpenEntry:
 def parse_datalist(path: str | Path) -> Datalist:
     """Read and check a datalist.
 
-    Every volume is opened as far as its metadata. Paths in it are relative to its folder.
+    Every volume is opened as far as its metadata. Paths in it are relative to its folder, URLs
+    are not.
 
     Args:
         path: JSON file: ``name``, and lists of entries ``training``, ``validation`` and ``test``.
@@ -353,7 +355,8 @@ def _check_split(datalist: Datalist, where: str) -> None:
     placed = {e.id: _place(e, f"{where}, entry '{e.id}'") for e in datalist.entries()}
     for one, other in product(datalist.training, datalist.validation):
         a, b = placed[one.id], placed[other.id]
-        if Path(a.raw.path).resolve() == Path(b.raw.path).resolve() and a.roi.intersects(b.roi):
+        here, there = Location(a.raw.path).identity(), Location(b.raw.path).identity()
+        if here == there and a.roi.intersects(b.roi):
             raise InputError(
                 f"{where}: the roi of training entry '{one.id}' overlaps that of validation entry "
                 f"'{other.id}' in {a.roi.intersect(b.roi)} (raw voxels); move one of them"
@@ -369,10 +372,10 @@ def _id(value: object, where: str) -> str:
 
 
 def _path(value: object, folder: Path, where: str) -> str:
-    """Absolute path of one that is relative to a folder."""
+    """A URL, or the absolute path of one that is relative to a folder."""
     if not isinstance(value, str) or not value:
-        raise InputError(f"{where} must be a path, got {value!r}")
-    return str(folder / Path(value).expanduser())
+        raise InputError(f"{where} must be a path or a URL, got {value!r}")
+    return resolve(value, folder)
 
 
 def _roi(value: object, where: str) -> Roi:

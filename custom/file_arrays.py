@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from custom.errors import InputError
+from custom.locations import short_reason
+from custom.n5_metadata import N5Dataset
+from custom.precomputed_metadata import PrecomputedScale
 from custom.voxel_grid import VoxelGrid, default_axes
 from custom.zarr_metadata import ZarrNode, plain_grid
 
@@ -77,12 +80,22 @@ def zarr_array(node: ZarrNode, where: str) -> FileArray:
     """
     array = node.array or {}
     name = array["dtype"] if node.zarr_format == 2 else array["data_type"]
-    try:
-        dtype = np.dtype(name)
-    except TypeError as error:
-        raise InputError(f"{where} has the unsupported data type {name}") from error
-    open_file = partial(_open_tensorstore, str(node.path), node.zarr_format, where)
-    return FileArray(node.shape, dtype, open_file, _read_tensorstore)
+    driver = "zarr" if node.zarr_format == 2 else "zarr3"
+    spec = {"driver": driver, "kvstore": node.location.kvstore()}
+    return _tensorstore_array(spec, node.shape, name, where)
+
+
+def n5_array(dataset: N5Dataset, where: str) -> FileArray:
+    """Dataset of N5, through TensorStore, axes in the order in which N5 stores them."""
+    spec = {"driver": "n5", "kvstore": dataset.location.kvstore()}
+    return _tensorstore_array(spec, dataset.shape, dataset.attributes["dataType"], where)
+
+
+def precomputed_array(scale: PrecomputedScale, where: str) -> FileArray:
+    """Scale of a Neuroglancer precomputed volume, through TensorStore; axes x, y, z, channel."""
+    driver, kvstore = "neuroglancer_precomputed", scale.folder.kvstore()
+    spec = {"driver": driver, "kvstore": kvstore, "scale_index": scale.index}
+    return _tensorstore_array(spec, scale.shape, scale.dtype, where)
 
 
 def hdf5_array(path: Path, dataset: str, where: str) -> tuple[FileArray, VoxelGrid]:
@@ -97,7 +110,7 @@ def hdf5_array(path: Path, dataset: str, where: str) -> tuple[FileArray, VoxelGr
         }
         open_file = partial(_open_hdf5_dataset, str(path), dataset, where)
         grid = plain_grid(attributes, found.ndim)
-        return FileArray(found.shape, found.dtype, open_file, _index), grid
+        return FileArray(found.shape, found.dtype, open_file, index_array), grid
 
 
 def tiff_array(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
@@ -131,7 +144,7 @@ def npy_array(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
         found = _open_npy(path)
     except ValueError as error:
         raise InputError(f"{where} is not a readable .npy file: {error}") from error
-    array = FileArray(found.shape, found.dtype, partial(_open_npy, path), _index)
+    array = FileArray(found.shape, found.dtype, partial(_open_npy, path), index_array)
     return array, VoxelGrid(default_axes(found.ndim))
 
 
@@ -146,22 +159,37 @@ def _runs(name: str) -> list[str]:
     return re.split(r"(\d+)", name)
 
 
-def _index(array: Any, box: Box) -> NDArray[Any]:
+def index_array(array: Any, box: Box) -> NDArray[Any]:
     """Copy of a box of anything that is indexed like a NumPy array, maps of files among them."""
     return np.array(array[box])
 
 
-def _open_tensorstore(path: str, zarr_format: int, where: str) -> tensorstore.TensorStore:
-    driver = "zarr" if zarr_format == 2 else "zarr3"
-    spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{path}/"}}
+def _tensorstore_array(
+    spec: dict[str, Any], shape: Sequence[int], dtype: Any, where: str
+) -> FileArray:
+    """Array that TensorStore opens by ``spec`` when it is first read."""
     try:
-        return tensorstore.open(spec, open=True, read=True).result()
+        native = np.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"{where} has the unsupported data type {dtype}") from error
+    open_file = partial(_open_tensorstore, spec, where)
+    return FileArray(shape, native, open_file, partial(_read_tensorstore, where))
+
+
+def _open_tensorstore(spec: dict[str, Any], where: str) -> tensorstore.TensorStore:
+    """The array, its first voxel at index 0."""
+    try:
+        store = tensorstore.open(spec, open=True, read=True).result()
     except ValueError as error:
-        raise InputError(f"{where} is Zarr that TensorStore cannot read: {error}") from error
+        raise InputError(f"{where} cannot be opened: {short_reason(error)}") from error
+    return store[tensorstore.d[:].translate_to[0]]
 
 
-def _read_tensorstore(store: tensorstore.TensorStore, box: Box) -> NDArray[Any]:
-    return np.asarray(store[box].read().result())
+def _read_tensorstore(where: str, store: tensorstore.TensorStore, box: Box) -> NDArray[Any]:
+    try:
+        return np.asarray(store[box].read().result())
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read: {short_reason(error)}") from error
 
 
 def _open_hdf5(path: str, where: str) -> h5py.File:
@@ -206,7 +234,7 @@ def _open_tiff_series(path: str, where: str) -> Any:
 
 def _read_tiff(where: str, array: Any, box: Box) -> NDArray[Any]:
     try:
-        return _index(array, box)
+        return index_array(array, box)
     except ValueError as error:
         raise InputError(f"{where} cannot be decoded: {error}") from error
 

@@ -40,6 +40,7 @@ from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.lattice import plane_lattice
 from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
+from custom.locations import moved
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class VolumeJob:
         """What the volume is made from; paths are relative to the cache."""
         entry, opened = self.opened.entry, self.opened
         relative = {
-            name: path and os.path.relpath(path, self.files.cache_dir)
+            name: path and moved(path, self.files.cache_dir)
             for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
         }
         window = entry.intensity_window

@@ -1,7 +1,7 @@
 """Volumes in any of the field's formats, read lazily box by box; and writable OME-Zarr arrays."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,16 +12,22 @@ import tensorstore
 from funlib.geometry import Roi
 from numpy.typing import DTypeLike, NDArray
 
+from custom.affine_arrays import nifti_array, nrrd_array
 from custom.errors import InputError
 from custom.file_arrays import (
     FileArray,
     hdf5_array,
+    n5_array,
     npy_array,
+    precomputed_array,
     section_paths,
     sections_array,
     tiff_array,
     zarr_array,
 )
+from custom.locations import FORMATS, Location, parse_location
+from custom.n5_metadata import find_n5_dataset
+from custom.precomputed_metadata import find_scale
 from custom.voxel_grid import Triple, VoxelGrid, zyx_order
 from custom.zarr_metadata import (
     Json,
@@ -34,7 +40,11 @@ from custom.zarr_metadata import (
 
 HDF5_SUFFIXES = (".h5", ".hdf", ".hdf5")
 TIFF_SUFFIXES = (".tif", ".tiff")
+NRRD_SUFFIXES = (".nrrd", ".nhdr")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 OME_VERSIONS = ("0.4", "0.5")
+
+Opened = tuple[FileArray, VoxelGrid, Location]  # an array, its grid and its own place
 
 
 @dataclass(frozen=True)
@@ -123,24 +133,39 @@ def open_volume(
 
     Args:
         path: ``x.zarr`` or a group in it with multiscales (their finest level), an array in it
-            (``x.zarr/raw/s0``), ``x.h5/volumes/raw``, a TIFF stack, a folder of PNG or TIFF
-            sections, or ``.npy``. OME-Zarr 0.4 and 0.5, Zarr v2 and v3.
+            (``x.zarr/raw/s0``), OME-Zarr 0.4 and 0.5, Zarr v2 and v3; ``x.n5/path/s0``; a
+            Neuroglancer precomputed volume, or a scale of it by its key (``x/16_16_40``); or the
+            URL of one of these (``s3://``, ``gs://``, ``http://``, ``https://``). A prefix
+            (``precomputed://``, ``n5://``, ``zarr://``) says which it must be. On this machine
+            also ``x.h5/volumes/raw``, a TIFF stack, a folder of PNG or TIFF sections, ``.nrrd``,
+            ``.nii``, ``.nii.gz`` and ``.npy``.
         voxel_size_nm: voxel size, zyx; wins over the file's own.
         field: what the volume is for the user, for messages.
 
     Raises:
         InputError: nothing there, not a 3D volume of one channel, or no voxel size anywhere.
     """
-    path = Path(path).expanduser().absolute()
     where = f"{field} '{path}'"
-    array, grid, path = _open(path, where)
+    prefix, location = parse_location(str(path), where)
+    if prefix is None and not location.remote:
+        where = f"{field} '{location.url}'"
+    try:
+        array, grid, location = _open(location, prefix, where)
+    except OSError as error:
+        raise InputError(f"{where} cannot be read: {error}") from error
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where} cannot be read: {error}") from error
     order = zyx_order(grid.axes, array.shape, where)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{where} has the data type {array.dtype}; convert it to real numbers")
     size, offset = grid.in_nanometers(voxel_size_nm, where)
     shape = (array.shape[order[0]], array.shape[order[1]], array.shape[order[2]])
     if min(shape) < 1:
         raise InputError(f"{where} is empty: its shape is {array.shape}")
     metadata = VolumeMetadata(shape, array.dtype.name, size, offset)
-    return Volume(str(path), metadata, array, order)
+    return Volume(location.url, metadata, array, order)
 
 
 def create_ome_zarr_array(
@@ -193,43 +218,111 @@ def create_ome_zarr_array(
     return _create_array(image / "s0", shape, np.dtype(dtype), chunks, axes, attributes, version)
 
 
-def _open(path: Path, where: str) -> tuple[FileArray, VoxelGrid, Path]:
-    """Array, its grid and its own path, by what lies at ``path``."""
+def _open(location: Location, prefix: str | None, where: str) -> Opened:
+    """Array, its grid and its own location, by what lies at ``location``."""
+    found = _open_chunked(location, prefix, where)
+    if found is not None:
+        return found
+    if prefix is not None or location.remote:
+        raise InputError(
+            f"{where} does not exist: there is no metadata of {prefix or ' or '.join(FORMATS)}, "
+            f"the formats that URLs may have"
+        )
+    path = location.path
     if path.is_dir():
-        node = read_node(path)
-        if node is not None:
-            node, grid = find_array(node, where)
-            return zarr_array(node, where), grid, node.path
-        if section_paths(path):
-            return *sections_array(path, where), path
-        raise InputError(f"{where} is a folder with neither Zarr metadata nor PNG or TIFF sections")
+        raise InputError(
+            f"{where} is a folder with neither Zarr, N5 or precomputed metadata nor PNG or TIFF "
+            f"sections"
+        )
     if path.is_file():
-        return *_open_file(path, where), path
+        return *_open_file(path, where), location
     for parent in path.parents:
         if parent.suffix.lower() in HDF5_SUFFIXES and parent.is_file():
-            return *hdf5_array(parent, path.relative_to(parent).as_posix(), where), path
+            return *hdf5_array(parent, path.relative_to(parent).as_posix(), where), location
     raise InputError(_not_there(path, where))
+
+
+def _open_chunked(location: Location, prefix: str | None, where: str) -> Opened | None:
+    """What is kept in a folder; None where it is none of the formats.
+
+    A bucket may deny what it does not hold, so a denial counts only where nothing is found.
+    """
+    if not location.remote and location.path.is_file():
+        return None
+    denied: PermissionError | None = None
+    for name, reader in (
+        ("zarr", _open_zarr),
+        ("n5", _open_n5),
+        ("sections", _open_sections),
+        ("precomputed", _open_precomputed),
+    ):
+        if prefix in (None, name):
+            try:
+                found = reader(location, where)
+            except PermissionError as error:
+                denied = error
+            else:
+                if found is not None:
+                    return found
+    if denied is not None:
+        raise denied
+    return None
+
+
+def _open_zarr(location: Location, where: str) -> Opened | None:
+    node = read_node(location)
+    if node is None:
+        return None
+    node, grid = find_array(node, where)
+    return zarr_array(node, where), grid, node.location
+
+
+def _open_n5(location: Location, where: str) -> Opened | None:
+    found = find_n5_dataset(location, where)
+    if found is None:
+        return None
+    dataset, grid = found
+    return n5_array(dataset, where), grid, dataset.location
+
+
+def _open_sections(location: Location, where: str) -> Opened | None:
+    if location.remote or not location.path.is_dir() or not section_paths(location.path):
+        return None
+    return *sections_array(location.path, where), location
+
+
+def _open_precomputed(location: Location, where: str) -> Opened | None:
+    found = find_scale(location, where)
+    if found is None:
+        return None
+    scale, grid = found
+    return precomputed_array(scale, where), grid, scale.folder / scale.key
 
 
 def _open_file(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
     """Array and grid of a file, by its suffix."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return npy_array(path, where)
-    if suffix in TIFF_SUFFIXES:
-        return tiff_array(path, where)
-    if suffix in HDF5_SUFFIXES:
-        return hdf5_array(path, "", where)
+    name = path.name.lower()
+    readers: dict[tuple[str, ...], Callable[[Path, str], tuple[FileArray, VoxelGrid]]] = {
+        (".npy",): npy_array,
+        TIFF_SUFFIXES: tiff_array,
+        NRRD_SUFFIXES: nrrd_array,
+        NIFTI_SUFFIXES: nifti_array,
+        HDF5_SUFFIXES: lambda path, where: hdf5_array(path, "", where),
+    }
+    for suffixes, reader in readers.items():
+        if name.endswith(suffixes):
+            return reader(path, where)
     raise InputError(
-        f"{where} has an unknown format; known are Zarr folders, .h5, .hdf5, .tif, .tiff, .npy and "
-        f"folders of PNG or TIFF sections"
+        f"{where} has an unknown format; known are folders of Zarr, N5 or Neuroglancer "
+        f"precomputed, .h5, .hdf5, .tif, .tiff, .nrrd, .nii, .nii.gz, .npy and folders of PNG or "
+        f"TIFF sections"
     )
 
 
 def _not_there(path: Path, where: str) -> str:
     """Sentence on a missing path, with what a Zarr group around it holds instead."""
     parent = next(p for p in path.parents if p.exists())
-    if not parent.is_dir() or read_node(parent) is None:
+    if not parent.is_dir() or read_node(Location(str(parent))) is None:
         return f"{where} does not exist"
     names = children(parent)
     close = get_close_matches(path.relative_to(parent).parts[0], names, n=1)
@@ -245,7 +338,7 @@ def _create_parents(group: Path, array_path: str, version: str) -> None:
         group = group / parent
         update_group(group, version, {}, {})
     if parents == ["labels"]:
-        node = read_node(group)
+        node = read_node(Location(str(group)))
         attributes: Json = node.attributes if node else {}
         known = attributes.get("ome", attributes).get("labels", [])
         update_group(group, version, {"labels": sorted({*known, name})}, {})

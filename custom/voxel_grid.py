@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from custom.errors import InputError
 
+T = TypeVar("T")
 Triple = tuple[float, float, float]
 
 NANOMETERS = {
@@ -12,6 +14,8 @@ NANOMETERS = {
     **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns"), 1000.0),
     **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1000.0),
     **dict.fromkeys(("a", "\u00e5", "angstrom", "angstroms", "\u00e5ngstr\u00f6m"), 0.1),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e6),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e9),
 }
 
 
@@ -77,6 +81,13 @@ def zyx_order(axes: Sequence[str], shape: Sequence[int], where: str) -> tuple[in
     return axes.index("z"), axes.index("y"), axes.index("x")
 
 
+def pick_zyx(values: Sequence[T], names: Sequence[str]) -> tuple[T, T, T]:
+    """The values of z, y and x, given those of all named axes."""
+    if len(values) != len(names):
+        raise ValueError(f"{list(values)} should have one value for each of {', '.join(names)}")
+    return values[names.index("z")], values[names.index("y")], values[names.index("x")]
+
+
 def default_axes(ndim: int) -> tuple[str, ...]:
     """z, y, x for three axes; for any other number, names that ``zyx_order`` refuses."""
     return ("z", "y", "x") if ndim == 3 else tuple(f"{axis}" for axis in range(ndim))
@@ -90,8 +101,8 @@ def _nanometers(unit: str | None, where: str) -> float:
         )
     if unit.lower() not in NANOMETERS:
         raise InputError(
-            f"{where} has the unknown unit '{unit}' (known: nanometer, micrometer, angstrom); "
-            "give voxel_size_nm in the datalist"
+            f"{where} has the unknown unit '{unit}' (known: angstrom, nanometer, micrometer, "
+            "millimeter, meter); give voxel_size_nm in the datalist"
         )
     return NANOMETERS[unit.lower()]
 

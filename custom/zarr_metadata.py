@@ -5,13 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from custom.errors import InputError
-from custom.voxel_grid import Triple, VoxelGrid, default_axes
+from custom.locations import Location
+from custom.voxel_grid import Triple, VoxelGrid, default_axes, pick_zyx
 
 Json = Mapping[str, Any]
-T = TypeVar("T")
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,13 @@ class ZarrNode:
     """A group or an array.
 
     Args:
-        path: its folder.
+        location: its folder.
         zarr_format: 2 or 3.
         attributes: the user's attributes.
         array: the array's own metadata, None for a group.
     """
 
-    path: Path
+    location: Location
     zarr_format: int
     attributes: Json
     array: Json | None
@@ -42,22 +43,41 @@ class ZarrNode:
         return tuple(found)
 
 
-def read_node(path: Path) -> ZarrNode | None:
-    """Metadata of the Zarr group or array in a folder, None when it is neither."""
-    if (path / "zarr.json").is_file():
-        found = _read_json(path / "zarr.json")
-        array = found if found.get("node_type") == "array" else None
-        return ZarrNode(path, 3, found.get("attributes", {}), array)
-    if not any((path / name).is_file() for name in (".zarray", ".zgroup", ".zattrs")):
+def read_node(location: Location) -> ZarrNode | None:
+    """Metadata of the Zarr group or array in a folder, None when it is neither.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    files = location.read(ZARR_FILES)
+    found = {name: parse_json(files[name], location / name) for name in files}
+    if "zarr.json" in found:
+        node = found["zarr.json"]
+        array = node if node.get("node_type") == "array" else None
+        return ZarrNode(location, 3, node.get("attributes", {}), array)
+    if not found:
         return None
-    attributes = _read_json(path / ".zattrs") if (path / ".zattrs").is_file() else {}
-    array = _read_json(path / ".zarray") if (path / ".zarray").is_file() else None
-    return ZarrNode(path, 2, attributes, array)
+    return ZarrNode(location, 2, found.get(".zattrs", {}), found.get(".zarray"))
 
 
 def children(path: Path) -> list[str]:
     """Names of the groups and arrays in a group."""
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and read_node(p) is not None)
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and read_node(Location(str(p))))
+
+
+def parse_json(content: bytes, location: Location) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"{location.url} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{location.url} should hold a JSON object")
+    return found
 
 
 def find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
@@ -98,9 +118,9 @@ def plain_grid(attributes: Json, ndim: int, names: Sequence[str] | None = None) 
     units = attributes.get("units", "nm")
     return VoxelGrid(
         axes,
-        None if scale is None else _zyx(_floats(scale), space),
-        _zyx(_floats(attributes.get("offset", (0, 0, 0))), space),
-        _zyx([units] * 3 if isinstance(units, str) else list(units), space),
+        None if scale is None else pick_zyx(_floats(scale), space),
+        pick_zyx(_floats(attributes.get("offset", (0, 0, 0))), space),
+        pick_zyx([units] * 3 if isinstance(units, str) else list(units), space),
     )
 
 
@@ -138,7 +158,7 @@ def update_group(path: Path, version: str, ome: Json, attributes: Json) -> None:
         attributes: the user's attributes.
     """
     path.mkdir(parents=True, exist_ok=True)
-    node = read_node(path)
+    node = read_node(Location(str(path)))
     known = {} if node is None else dict(node.attributes)
     known.update(attributes)
     if version == "0.4":
@@ -156,14 +176,15 @@ def _find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
     if node.array is not None:
         return node, _grid_of(node, where)
     if not node.multiscales:
-        names = ", ".join(children(node.path)) or "nothing"
+        known = [] if node.location.remote else children(node.location.path)
+        names = ", ".join(known) or "the path of an array in it"
         raise InputError(f"{where} is a Zarr group, not an array; add what to read ({names})")
     levels = [
         (_multiscale_grid(node.multiscales[0], level, where), level["path"])
         for level in node.multiscales[0]["datasets"]
     ]
     grid, name = min(levels, key=lambda level: math.prod(level[0].scale or (1.0, 1.0, 1.0)))
-    found = read_node(node.path / name)
+    found = read_node(node.location / name)
     if found is None or found.array is None:
         raise InputError(
             f"{where} lists the level '{name}' in its multiscales but does not hold it"
@@ -173,16 +194,24 @@ def _find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
 
 def _grid_of(node: ZarrNode, where: str) -> VoxelGrid:
     """Grid of an array: from the multiscales of a group around it, else its own attributes."""
-    for folder in node.path.parents:
-        group = read_node(folder)
+    for folder in node.location.parents:
+        group = _group_at(folder)
         if group is None:
             break
         for multiscale in group.multiscales:
             for level in multiscale["datasets"]:
-                if folder / level["path"] == node.path:
+                if folder / level["path"] == node.location:
                     return _multiscale_grid(multiscale, level, where)
     names = (node.array or {}).get("dimension_names")
     return plain_grid(node.attributes, len(node.shape), names)
+
+
+def _group_at(folder: Location) -> ZarrNode | None:
+    """Metadata of a folder around an array; None also where it may not be read."""
+    try:
+        return read_node(folder)
+    except PermissionError:
+        return None
 
 
 def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
@@ -208,32 +237,14 @@ def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
         return VoxelGrid(names)
     return VoxelGrid(
         names,
-        _zyx(scale, names) if scaled else None,
-        _zyx(translation, names),
-        _zyx([a.get("unit") for a in axes], names),
+        pick_zyx(scale, names) if scaled else None,
+        pick_zyx(translation, names),
+        pick_zyx([a.get("unit") for a in axes], names),
     )
-
-
-def _zyx(values: Sequence[T], names: Sequence[str]) -> tuple[T, T, T]:
-    """The values of z, y and x, given those of all named axes."""
-    if len(values) != len(names):
-        raise ValueError(f"{list(values)} should have one value for each of {', '.join(names)}")
-    return values[names.index("z")], values[names.index("y")], values[names.index("x")]
 
 
 def _floats(values: Sequence[Any]) -> list[float]:
     return [float(v) for v in values]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} should hold a JSON object")
-    return found
 
 
 def _write_json(path: Path, value: Json) -> None:

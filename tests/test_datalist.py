@@ -302,7 +302,7 @@ def test_volumes_that_do_not_fit_are_refused(
         (entry("a/b"), "id must be letters, digits .* got 'a/b'"),
         ({"id": "a"}, r"test\[0\] \('a'\) has no 'raw'"),
         (entry(label="y"), r"test\[0\] \('a'\) has the unknown key 'label'; did you mean 'labels'"),
-        (entry(raw=7), r"test\[0\] \('a'\), raw must be a path, got 7"),
+        (entry(raw=7), r"test\[0\] \('a'\), raw must be a path or a URL, got 7"),
         (entry(raw="none.tif"), "entry 'a', raw '.*none.tif' does not exist"),
         (labelled(labels="x.zarr/label"), "entry 'a', labels '.*label' does not exist"),
         (labelled(mask="none.npy"), "entry 'a', mask '.*none.npy' does not exist"),

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUSTOM = ROOT / "custom"
 
 BOTTOM = {
+    "affine_arrays",
     "channels",
     "datalist",
     "downloads",
@@ -18,7 +19,10 @@ BOTTOM = {
     "file_arrays",
     "files",
     "json_fields",
+    "locations",
+    "n5_metadata",
     "planes",
+    "precomputed_metadata",
     "volumes",
     "voxel_grid",
     "zarr_metadata",
@@ -37,7 +41,14 @@ FILE_MODULES = {
     "tifffile",
     "zarr",
 }
-FILE_ROOMS = {"custom.datalist", "custom.file_arrays", "custom.files", "custom.volumes"}
+FILE_ROOMS = {
+    "custom.affine_arrays",
+    "custom.datalist",
+    "custom.file_arrays",
+    "custom.files",
+    "custom.locations",
+    "custom.volumes",
+}
 ABOVE_CUSTOM = {"bench", "bundle", "scripts", "tests"}
 
 Imports = Mapping[str, Set[str]]

@@ -20,14 +20,19 @@ from PIL import Image
 
 from custom.errors import InputError
 from custom.volumes import Volume, VolumeMetadata, create_ome_zarr_array, open_volume
-
-SHAPE = (5, 7, 11)
-SIZE = (30.5, 4.0, 4.25)  # nm, unequal and fractional
-OFFSET = (61.0, -8.0, 17.0)  # nm
-PLANTED = (3, 1, 8)
-
-VALUES = np.random.default_rng(0).integers(0, 60000, SHAPE).astype(np.uint16)
-VALUES[PLANTED] = 65535
+from tests.written_volumes import (
+    OFFSET,
+    PLANTED,
+    SHAPE,
+    SIZE,
+    VALUES,
+    affine_of,
+    corner_of,
+    write_n5,
+    write_nifti,
+    write_nrrd,
+    write_precomputed,
+)
 
 
 def axis(name: str, unit: str | None = "nanometer") -> dict[str, str]:
@@ -209,7 +214,35 @@ FORMS: dict[str, tuple[Callable[[Path], Path], bool, bool]] = {
     "png": (lambda p: write_sections(p, ".png"), False, False),
     "tifs": (lambda p: write_sections(p, ".tif"), False, False),
     "array.npy": (write_npy, False, False),
+    "cosem.n5": (lambda p: write_n5(p / "em/raw/s0", transform=cosem_transform()), True, True),
+    "bare.n5": (lambda p: write_n5(p / "raw"), False, False),
+    "precomputed": (
+        lambda p: write_precomputed(p, ("a", VALUES, SIZE, corner_of(SIZE, OFFSET))),
+        True,
+        True,
+    ),
+    "directions.nrrd": (
+        lambda p: write_nrrd(
+            p,
+            **{"space dimension": 3, "space directions": np.diag(SIZE[::-1]), "encoding": "raw"},
+            **{"space origin": OFFSET[::-1], "space units": ["nm"] * 3},
+        ),
+        True,
+        True,
+    ),
+    "bare.nrrd": (write_nrrd, False, False),
+    "affine.nii": (lambda p: write_nifti(p, affine_of(SIZE, OFFSET), "micron"), True, True),
+    "affine.nii.gz": (lambda p: write_nifti(p, affine_of(SIZE, OFFSET), "micron"), True, True),
 }
+
+
+def cosem_transform() -> dict[str, Any]:
+    return {
+        "axes": ["z", "y", "x"],
+        "scale": list(SIZE),
+        "translate": list(OFFSET),
+        "units": ["nm"] * 3,
+    }
 
 
 def angstrom(*rest: float) -> tuple[list[float], list[float]]:
@@ -447,7 +480,7 @@ def write_empty_folder(path: Path) -> Path:
         (lambda p: write_flat_npy(p / "a.npy"), r"wrong number of axes.* shape \(7, 11\)"),
         (lambda p: write_rgb_png(p / "rgb"), r"section 0.png has shape \(4, 5, 3\)"),
         (lambda p: write_unequal(p / "u"), r"section s99.tif has shape \(6, 11\)"),
-        (lambda p: write_empty_folder(p / "e"), "neither Zarr metadata nor PNG or TIFF"),
+        (lambda p: write_empty_folder(p / "e"), "neither Zarr, N5 or precomputed metadata nor PNG"),
         (lambda p: write_lzw(p / "lzw.tif"), "lzw.tif' cannot be decoded: .*imagecodecs"),
     ],
     ids=lambda value: "" if callable(value) else value,
