@@ -15,6 +15,7 @@ from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.json_fields import whole_numbers
+from custom.locations import moved, resolve
 from custom.sampling import Cube, CubeRules, CubeSampler, in_label_voxels, matching
 
 PATHS = ("raw", "labels", "mask")
@@ -115,9 +116,9 @@ def _write(source: Path, target: Path, section: str, sampled: Sequence[dict[str,
 
 def _moved(path: str, before: Path, after: Path) -> str:
     """A path of a datalist, seen from another folder; absolute ones and URLs stay."""
-    if "://" in path or os.path.isabs(os.path.expanduser(path)):
-        return path
-    return os.path.relpath(before / path, after)
+    absolute = resolve(path, before)
+    return path if absolute == path else moved(absolute, after)
+
 
 
 if __name__ == "__main__":
