@@ -120,6 +120,5 @@ def _moved(path: str, before: Path, after: Path) -> str:
     return path if absolute == path else moved(absolute, after)
 
 
-
 if __name__ == "__main__":
     fire.Fire(cubes)
