@@ -1,6 +1,6 @@
 """What made the features: everything that two sets of features must share to be comparable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -48,7 +48,8 @@ class FeatureSpec:
         stride: pixels between neighbouring tokens; where it is below the patch size, every window
             is computed at shifted places, too.
         planes: of "xy", "xz", "yz", in this order.
-        slice_step: of each of the planes, voxels between the slices that have tokens.
+        slice_step: voxels between the slices that have tokens, of xy, xz and yz; 1 for a plane that
+            is not in ``planes``.
         intensity_percentiles: of the raw source, mapped to 0 and 1 where no window is given.
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
@@ -71,7 +72,7 @@ class FeatureSpec:
     overlap: int
     stride: int
     planes: tuple[str, ...]
-    slice_step: tuple[int, ...]
+    slice_step: tuple[int, int, int]
     intensity_percentiles: tuple[float, float]
     image_mean: Triple
     image_std: Triple
@@ -94,10 +95,10 @@ class FeatureSpec:
             )
         if not self.planes:
             raise InputError(f"features.planes must name at least one of {list(PLANES)}.")
-        if len(self.slice_step) != len(self.planes) or min(self.slice_step) < 1:
+        if len(self.slice_step) != len(PLANES) or min(self.slice_step) < 1:
             raise InputError(
-                "features.slice_step must be one whole number from 1 on, or one for each of "
-                f"features.planes {list(self.planes)}, got {list(self.slice_step)}."
+                f"slice_step of a feature spec must be three whole numbers from 1 on for "
+                f"{', '.join(PLANES)}, got {list(self.slice_step)}."
             )
 
     def _check_scale(self) -> None:
@@ -141,7 +142,7 @@ class FeatureSpec:
 
     def slice_step_of(self, plane: str) -> int:
         """Voxels between the slices of one of ``planes`` that have tokens."""
-        return self.slice_step[self.planes.index(plane)]
+        return self.slice_step[PLANES.index(plane)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``json.dump``."""
@@ -158,11 +159,7 @@ class FeatureSpec:
         Raises:
             InputError: a key is missing or unknown.
         """
-        before = {
-            "stride": values.get("patch_size"),
-            "slice_step": [1] * len(values.get("planes", ())),
-        }
-        values = {**before, **values}
+        values = {"stride": values.get("patch_size"), "slice_step": (1, 1, 1), **values}
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             wrong = sorted(names.symmetric_difference(values))
@@ -245,7 +242,7 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         overlap=_integer("overlap", chosen["overlap"]),
         stride=_integer("stride", stride),
         planes=planes,
-        slice_step=_slice_step(chosen["slice_step"], len(planes)),
+        slice_step=_slice_step(chosen["slice_step"], planes),
         intensity_percentiles=_pair("intensity_percentiles", chosen["intensity_percentiles"]),
         image_mean=backbone.image_mean,
         image_std=backbone.image_std,
@@ -293,15 +290,16 @@ def _integer(name: str, value: Any) -> int:
     return value
 
 
-def _slice_step(value: Any, count: int) -> tuple[int, ...]:
-    """One number for each plane, or as many as there are planes."""
-    values = value if isinstance(value, list) else [value] * count
-    if any(type(v) is not int for v in values):
+def _slice_step(value: Any, planes: Sequence[str]) -> tuple[int, int, int]:
+    """One number for all planes, or one for each of them, as those of xy, xz and yz."""
+    values = value if isinstance(value, list) else [value] * len(planes)
+    if len(values) != len(planes) or any(type(v) is not int or v < 1 for v in values):
         raise InputError(
             "features.slice_step must be one whole number from 1 on, or one for each of "
-            f"features.planes, got {value!r}."
+            f"features.planes {list(planes)}, got {value!r}."
         )
-    return tuple(values)
+    xy, xz, yz = (values[planes.index(plane)] if plane in planes else 1 for plane in PLANES)
+    return xy, xz, yz
 
 
 def _triple(value: Any) -> Triple:

@@ -49,9 +49,10 @@ def test_a_spec_says_what_the_settings_and_the_backbone_come_to(backbone: Backbo
 def test_a_stride_and_slice_steps_are_kept(backbone: Backbone) -> None:
     planes = {"planes": ["xy", "yz"]}
     spec = make_spec({**SETTINGS, **planes, "stride": 2, "slice_step": [3, 1]}, backbone)
-    assert (spec.stride, spec.slice_step) == (2, (3, 1))
+    assert (spec.stride, spec.slice_step) == (2, (3, 1, 1))
     assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-    assert make_spec({**SETTINGS, **planes, "slice_step": 4}, backbone).slice_step == (4, 4)
+    assert make_spec({**SETTINGS, **planes, "slice_step": [1, 4]}, backbone).slice_step == (1, 1, 4)
+    assert make_spec({**SETTINGS, **planes, "slice_step": 4}, backbone).slice_step == (4, 1, 4)
 
 
 def test_a_spec_from_before_stride_and_slice_step_has_a_token_per_patch_and_slice(
@@ -65,7 +66,7 @@ def test_a_spec_from_before_stride_and_slice_step_has_a_token_per_patch_and_slic
     )
     assert FeatureSpec.from_json(older).difference(finer) == [
         "stride (8, not 4)",
-        "slice_step ([1, 1], not [1, 2])",
+        "slice_step ([1, 1, 1], not [1, 1, 2])",
     ]
 
 
@@ -90,7 +91,7 @@ def test_steps_of_slices_differ_where_both_have_the_plane(backbone: Backbone) ->
     part = make_spec({**SETTINGS, "planes": ["xy", "yz"], "slice_step": [1, 3]}, backbone)
     other = make_spec({**SETTINGS, "planes": ["xy", "yz"], "slice_step": [1, 2]}, backbone)
     assert one.difference(part) == ["planes ([xy, xz, yz], not [xy, yz])"]
-    assert "slice_step ([1, 2, 3], not [1, 2])" in one.difference(other)
+    assert "slice_step ([1, 2, 3], not [1, 1, 2])" in one.difference(other)
 
 
 def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) -> None:
@@ -121,7 +122,7 @@ def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) 
         ({"stride": True}, "stride must be a whole number"),
         (
             {"slice_step": 0},
-            r"slice_step must be one whole number from 1 on, or .*, got \[0, 0, 0\]",
+            r"slice_step must be one whole number from 1 on, or .*, got 0",
         ),
         (
             {"slice_step": [2, 1]},
@@ -137,6 +138,7 @@ def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) 
         ({"pixels_per_voxel": "2"}, "pixels_per_voxel must be"),
         ({"planes": ["xz", "xy"]}, "planes must be of .* in this order"),
         ({"planes": ["zy"]}, "planes must be of"),
+        ({"planes": [["xy"]]}, "planes must be of"),
         ({"planes": []}, "planes must name at least one"),
         ({"planes": "xy"}, "planes must be a list"),
         ({"intensity_percentiles": [99, 1]}, "the lower one first"),
@@ -158,7 +160,7 @@ def test_a_wrong_setting_is_refused(
 def test_a_window_below_a_convnexts_last_patch_is_refused(stage: int) -> None:
     settings: dict[str, Any] = {"layers": [stage], "final_norm": False}
     backbone = load_backbone(CONVNEXT, **settings)
-    with pytest.raises(InputError, match="window must be at least 32 pixels for .*, got 16"):
+    with pytest.raises(InputError, match=r"window must be at least 32 pixels for .*, got 16"):
         make_spec({**settings, "window": 16}, backbone)
     spec = make_spec({**settings, "window": 32, "stride": 2}, backbone)
     assert backbone(torch.zeros(1, 3, 32, 32)).shape[2:] == (32 // spec.patch_size,) * 2
@@ -175,6 +177,9 @@ def test_a_spec_of_another_version_is_refused(backbone: Backbone) -> None:
     values = make_spec(SETTINGS, backbone).to_json()
     with pytest.raises(InputError, match="overlap missing or unknown"):
         FeatureSpec.from_json({k: v for k, v in values.items() if k != "overlap"})
+    for steps in ([1, 1], [1, 0, 1]):
+        with pytest.raises(InputError, match="slice_step of a feature spec must be three"):
+            FeatureSpec.from_json({**values, "slice_step": steps})
     with pytest.raises(InputError, match="pitch missing or unknown"):
         FeatureSpec.from_json({**values, "pitch": 8})
     with pytest.raises(InputError, match="patch_size missing or unknown"):
