@@ -53,6 +53,12 @@ def _grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
     }
 
 
+def _are_kept(grids: Mapping[str, triplane.PlaneGrid], axes: Sequence[int]) -> bool:
+    """Whether a transposition gives grids of the same planes with the same steps."""
+    moved = triplane.permute(grids, axes)
+    return {p: g.step for p, g in moved.items()} == {p: g.step for p, g in grids.items()}
+
+
 class RandOrientationd(RandomizableTransform, MapTransform):
     """One of the orientations of the cube, drawn uniformly, for volumes and token grids together.
 
@@ -62,12 +68,14 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         keys: volumes (C, D, H, W), the crop first.
         symmetry: "auto": all orientations that keep the crop's shape and the voxel size; "cube":
             all 48, for isotropic voxels and cubic crops; "square": the 16 that keep z apart, for
-            voxels and crops that are square in y and x; "box": the 8 mirrorings, for any.
+            voxels and crops that are square in y and x; "box": the 8 mirrorings, for any. With
+            tokens, these too must be alike along axes that trade places: a sample keeps its planes
+            and the distances of its tokens, so that a network sees no others than in inference.
         prob: probability that an orientation is drawn at all.
 
     Raises:
-        InputError: unknown symmetry; when applied, axes along which the crop or the voxels have
-            unequal sizes would trade places.
+        InputError: unknown symmetry; when applied, axes along which the crop, the voxels or the
+            tokens are unequal would trade places.
     """
 
     def __init__(self, keys: Sequence[str], symmetry: str = "auto", prob: float = 1.0) -> None:
@@ -88,19 +96,28 @@ class RandOrientationd(RandomizableTransform, MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw and apply an orientation."""
         keys = [str(key) for key in self.keys]
-        self.randomize(self._orders(data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()))
+        shape, voxel_size_nm = data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()
+        self.randomize(self._orders(shape, voxel_size_nm, _grids(data)))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
     def _orders(
-        self, shape: Sequence[int], voxel_size_nm: Sequence[float]
+        self,
+        shape: Sequence[int],
+        voxel_size_nm: Sequence[float],
+        grids: Mapping[str, triplane.PlaneGrid],
     ) -> list[tuple[int, ...]]:
         """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
         places = list(zip(shape, voxel_size_nm, strict=True))
         orders = SYMMETRIES[self.symmetry]
-        fitting = [axes for axes in orders if [places[a] for a in axes] == places]
+        fitting = [
+            axes
+            for axes in orders
+            if [places[a] for a in axes] == places and _are_kept(grids, axes)
+        ]
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
-                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)} or the "
-                f"voxel size {list(voxel_size_nm)} nm differs; choose auto, or make them equal."
+                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)}, the "
+                f"voxel size {list(voxel_size_nm)} nm or the tokens (planes {', '.join(grids)}; "
+                "pixels_per_voxel, slice_step) differ; choose auto, or make them equal."
             )
         return fitting

@@ -1,4 +1,4 @@
-"""Planes through a volume, and linear interpolation from a plane's patches to voxels."""
+"""Planes through a volume, and linear interpolation from a plane's tokens to voxels."""
 
 from collections.abc import Sequence
 
@@ -36,11 +36,10 @@ def interpolation_matrix(
 
 
 def upsample_batch(values: Tensor, placement: Tensor, shape: Sequence[int], plane: str) -> Tensor:
-    """Bilinear upsampling of a batch of plane grids to voxels.
+    """Linear upsampling of a batch of plane grids to voxels, along all three axes.
 
     Args:
-        values: (B, C, d, h, w), zyx, float; along the plane's normal it has one entry per voxel of
-            the box.
+        values: (B, C, d, h, w), zyx, float.
         placement: (B, 2, 3) start and step in voxels, see ``PlaneGrid``.
         shape: (D, H, W) of the box.
         plane: "xy", "xz" or "yz".
@@ -48,9 +47,8 @@ def upsample_batch(values: Tensor, placement: Tensor, shape: Sequence[int], plan
     Returns:
         (B, C, D, H, W) in the dtype of ``values``.
     """
-    for axis in range(3):
-        if axis == NORMAL_AXIS[plane]:
-            continue
+    normal = NORMAL_AXIS[plane]
+    for axis in (normal, *(a for a in range(3) if a != normal)):  # few entries at first
         matrix = interpolation_matrix(
             shape[axis], values.shape[2 + axis], placement[:, 0, axis], placement[:, 1, axis]
         ).to(values.dtype)

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from itertools import permutations, product
 from typing import Any
 
@@ -30,8 +30,10 @@ def blob(shape: tuple[int, ...], centre: tuple[float, ...]) -> torch.Tensor:
     return torch.stack(squares).sum(0).div(-2 * BLOB**2).exp()
 
 
-def planted(shape: tuple[int, int, int]) -> dict[Hashable, Any]:
-    """One blob in raw, labels, mask and the tokens of all planes."""
+def planted(
+    shape: tuple[int, int, int], steps: tuple[float, ...] = STEPS, planes: Sequence[str] = PLANES
+) -> dict[Hashable, Any]:
+    """One blob in raw, labels, mask and the tokens of the planes."""
     centre = tuple(f * n for f, n in zip((0.3, 0.6, 0.35), shape, strict=True))
     outer = tuple(n + 2 * h for n, h in zip(shape, HALO, strict=True))
     wide = blob(outer, tuple(c + h for c, h in zip(centre, HALO, strict=True)))
@@ -42,16 +44,18 @@ def planted(shape: tuple[int, int, int]) -> dict[Hashable, Any]:
         "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
         "id": "a",
     }
-    for plane in PLANES:
-        grid = tokens_of_blob(shape, centre, plane)
+    for plane in planes:
+        grid = tokens_of_blob(shape, centre, plane, steps)
         sample[f"tokens_{plane}"], sample[f"placement_{plane}"] = grid.values, grid.placement
     return sample
 
 
-def tokens_of_blob(shape: tuple[int, ...], centre: tuple[float, ...], plane: str) -> PlaneGrid:
+def tokens_of_blob(
+    shape: tuple[int, ...], centre: tuple[float, ...], plane: str, steps: tuple[float, ...]
+) -> PlaneGrid:
     """The blob at the centres of the entries of a grid that sticks out of the box."""
-    step = [1.0 if a == NORMAL_AXIS[plane] else s for a, s in enumerate(STEPS)]
-    start = [0.0 if a == NORMAL_AXIS[plane] else -0.4 * s for a, s in enumerate(STEPS)]
+    step = [1.0 if a == NORMAL_AXIS[plane] else s for a, s in enumerate(steps)]
+    start = [0.0 if a == NORMAL_AXIS[plane] else -0.4 * s for a, s in enumerate(steps)]
     count = [int(np.ceil((n - b) / s)) for n, b, s in zip(shape, start, step, strict=True)]
     axes = [
         (torch.arange(n) + 0.5) * s + b - c
@@ -107,7 +111,7 @@ def test_every_orientation_of_a_symmetry_is_drawn_alike(symmetry: str, count: in
 
 
 def test_prob_leaves_some_samples_alone() -> None:
-    sample = planted((6, 6, 6))
+    sample = planted((6, 6, 6), steps=(2.0, 2.0, 2.0))
     transform = RandOrientationd(KEYS, "cube", prob=0.5).set_random_state(1)
     same = [torch.equal(transform(sample)["image"], sample["image"]) for _ in range(60)]
     assert 15 < sum(same) < 45
@@ -158,6 +162,50 @@ def test_auto_draws_all_orientations_that_keep_crop_and_voxels(
     drawn = [transform(sample)["image"] for _ in range(12 * count)]
     assert {tuple(found.shape[1:]) for found in drawn} == {shape}
     assert len({tuple(found.ravel().tolist()) for found in drawn}) == count
+
+
+EQUAL = (2.5, 2.5, 2.5)
+KEPT = [  # an orientation is one of 8 mirrorings times an order of axes
+    (PLANES, EQUAL, {}, 6),
+    (PLANES, (2.0, 2.5, 2.5), {}, 2),
+    (PLANES, (2.0, 2.25, 2.5), {}, 1),
+    (PLANES, EQUAL, {"xy": 2, "xz": 2, "yz": 2}, 6),
+    (PLANES, EQUAL, {"xy": 1, "xz": 4, "yz": 4}, 2),
+    (("xy",), EQUAL, {}, 2),
+    (("xy",), (4.0, 2.5, 2.5), {}, 2),  # no token is placed along z by its scale
+    (("xz", "yz"), EQUAL, {}, 2),
+    (("xz", "yz"), EQUAL, {"xz": 3}, 1),
+    ((), EQUAL, {}, 6),
+]
+
+
+@pytest.mark.parametrize(("planes", "steps", "slice_steps", "orders"), KEPT, ids=str)
+def test_a_sample_keeps_its_planes_and_the_steps_of_its_tokens(
+    planes: tuple[str, ...],
+    steps: tuple[float, ...],
+    slice_steps: dict[str, int],
+    orders: int,
+) -> None:
+    sample = planted((8, 8, 8), steps, planes)
+    for plane, step in slice_steps.items():
+        sample[f"placement_{plane}"][1, NORMAL_AXIS[plane]] = step
+    transform = RandOrientationd(KEYS).set_random_state(0)
+    drawn = set()
+    for _ in range(40 * orders):
+        found = transform(sample)
+        drawn.add(transform.axes)
+        assert found.keys() == sample.keys()
+        for plane in planes:
+            name = f"placement_{plane}"
+            assert torch.equal(found[name][1], sample[name][1])
+    assert len(drawn) == orders
+    for symmetry, least in (("cube", 6), ("square", 2)):
+        fixed = RandOrientationd(KEYS, symmetry).set_random_state(1)
+        if orders >= least:
+            fixed(sample)
+        else:
+            with pytest.raises(InputError, match=f"'{symmetry}' swaps axes .* the tokens"):
+                fixed(sample)
 
 
 @pytest.mark.parametrize("symmetry", ["square", "box"])

@@ -25,6 +25,7 @@ from custom.errors import InputError
 from custom.features.cache import open_cache
 from custom.features.triplane import PlaneGrid, crop, upsample
 from custom.inferers import PrepareTokenBatch
+from custom.networks.fusion import TokenFusion
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.targets.halo import target_halo
@@ -124,6 +125,47 @@ def assert_same(one: dict[str, Any], other: dict[str, Any], targets_within: floa
 
 def raw_dataset(datalist: Path, section: str = "training", **changes: Any) -> RawVolumeDataset:
     return RawVolumeDataset(str(datalist), section, VIT, FEATURES, **changes)
+
+
+FINER = {
+    **FEATURES,
+    "window": 24,
+    "overlap": 0,
+    "stride": 4,
+    "planes": ["xy"],
+    "slice_step": 3,
+    "pixels_per_voxel": [1.0, 1.2, 1.2],
+    "dtype": "float32",
+    "precision": "float32",
+}
+
+
+@pytest.fixture(scope="module")
+def finer_cache(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finer")
+    Preprocessor(datalist, folder, VIT, FINER, ("training",), show_progress=False).run()
+    return folder
+
+
+def test_finer_features_of_one_plane_are_those_of_raw(datalist: Path, finer_cache: Path) -> None:
+    raw = RawVolumeDataset(str(datalist), "training", VIT, FINER)
+    cached = CachedVolumeDataset(open_cache(finer_cache, "training"))
+    assert dataset_spec(raw) == dataset_spec(cached)
+    assert {"tokens_xy", "tokens_xz", "tokens_yz"} & set(raw[0]) == {"tokens_xy"}
+    for index in range(2):
+        for name in ("tokens_xy", "placement_xy"):
+            torch.testing.assert_close(raw[index][name], cached[index][name], rtol=0, atol=1e-5)
+
+
+def test_finer_features_of_one_plane_are_trained_on_as_they_are(finer_cache: Path) -> None:
+    turn = RandOrientationd(("image", "labels", "mask"))
+    dataset = crops(finer_cache, crop_size=(6, 7, 7), transform=turn, min_labelled=0.01)
+    batch = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+    assert [name for name in batch if name.startswith("tokens")] == ["tokens_xy"]
+    step = torch.tensor([3.0, 4 / 1.2, 4 / 1.2])
+    torch.testing.assert_close(batch["placement_xy"][:, 1], step.expand(len(dataset), 3))
+    fused = TokenFusion(16, 2)({"xy": batch["tokens_xy"]}, {"xy": batch["placement_xy"]}, (6, 7, 7))
+    assert fused.shape == (len(dataset), 2, 6, 7, 7)
 
 
 def grid(sample: dict[str, Any], plane: str) -> PlaneGrid:

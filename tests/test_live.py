@@ -15,7 +15,16 @@ from custom.live import LiveVolume, live_volumes
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
-from tests.test_datasets import CROP, FEATURES, OFFSETS, SIGMA_NM, VIT, assert_same, write_datalist
+from tests.test_datasets import (
+    CROP,
+    FEATURES,
+    FINER,
+    OFFSETS,
+    SIGMA_NM,
+    VIT,
+    assert_same,
+    write_datalist,
+)
 
 WITH_SEED = {**VIT, "seed": 0}
 
@@ -56,6 +65,17 @@ def test_live_samples_are_those_of_the_cache(datalist: Path, cache_dir: Path) ->
             dense = (dense_features(sample, plane) for sample in (one, other))
             torch.testing.assert_close(*dense, rtol=0, atol=2e-2)
         assert_same(one, other)
+
+
+def test_live_samples_of_finer_features_are_those_of_the_cache(
+    datalist: Path, tmp_path: Path
+) -> None:
+    Preprocessor(datalist, tmp_path, WITH_SEED, FINER, ("training",), show_progress=False).run()
+    volumes = live_volumes(str(datalist), "training", WITH_SEED, FINER)
+    from_raw, from_cache = crops(list(volumes)), crops(open_cache(tmp_path, "training"))
+    for number in range(4):
+        dense = (dense_features(samples[number], "xy") for samples in (from_raw, from_cache))
+        torch.testing.assert_close(*dense, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("section", ["training", "validation"])

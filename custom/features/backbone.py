@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         self.num_layers = _num_layers(config)
         self.layers = resolve_layers(layers, self.num_layers, name)
         self.patch_size, self.channels = _output_geometry(config, self.layers, final_norm)
+        self.least_window = _least_window(config)
         self.digest = weights_digest(model)
         self._num_special = 1 + (getattr(config, "num_register_tokens", None) or 0)
         self.model = model.requires_grad_(False)
@@ -260,6 +261,13 @@ def _output_geometry(
             f"{layers[0]}: set it to false."
         )
     return 2 ** (layers[0] + 1), int(stages[layers[0] - 1])
+
+
+def _least_window(config: PretrainedConfig) -> int:
+    """Smallest edge of an image, pixels: one patch, of a ConvNeXt one of its last stage."""
+    if config.model_type == "dinov3_convnext":
+        return int(2 ** (len(config.hidden_sizes) + 1))
+    return int(config.patch_size)
 
 
 def _available_device(device: str | torch.device) -> torch.device:

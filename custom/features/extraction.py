@@ -67,7 +67,7 @@ class PlaneExtraction:
     Args:
         box: the raw.
         backbone: the one that ``spec`` was made with.
-        spec: scale, window, dtype.
+        spec: scale, window, steps, dtype.
         plane: "xy", "xz" or "yz".
         windows_at_once: batch size of the forward pass; ``None`` for the device's default.
 
@@ -116,8 +116,8 @@ class PlaneExtraction:
             on_windows: called with the number of windows after every forward pass.
 
         Yields:
-            index of the slab's first slice in the box, and (C, slices, h, w) in the spec's dtype,
-            on the CPU; h and w along the in-plane axes in zyx order.
+            index of the slab's first slice among those of the lattice, and (C, slices, h, w) in
+            the spec's dtype, on the CPU; h and w along the in-plane axes in zyx order.
 
         Raises:
             InputError: features are not finite.
@@ -128,9 +128,10 @@ class PlaneExtraction:
             features = self._slab(begin, end, on_windows or (lambda windows: None))
             features = features.to(getattr(torch, self.spec.dtype))
             if not bool(torch.isfinite(features).all()):
+                slices = self.lattice.normal[begin:end]
                 raise InputError(
-                    f"features of plane {self.lattice.plane}, slices {begin} to {end - 1} of the "
-                    f"ROI, are not finite in {self.spec.dtype}: raw holds NaN, or "
+                    f"features of plane {self.lattice.plane}, slices {slices[0]} to {slices[-1]} "
+                    f"of the volume, are not finite in {self.spec.dtype}: raw holds NaN, or "
                     "features.final_norm should be true, or features.dtype float32."
                 )
             yield begin, features.cpu()
@@ -138,7 +139,8 @@ class PlaneExtraction:
     def _thickness(self) -> int:
         """Slices per slab: SLAB, more to fill one forward pass, less (16, 8, 4 ...) for memory."""
         rows, columns = (self._span(tables) for tables in (self._rows, self._columns))
-        per_slice = 4 * (len(rows) * len(columns) + self.shape[0] * self.shape[2] * self.shape[3])
+        voxels = len(rows) * len(columns) * self.lattice.normal.step  # slices between are read, too
+        per_slice = 4 * (voxels + self.shape[0] * self.shape[2] * self.shape[3])
         thickness = SLAB * -(-self._at_once // SLAB)
         while thickness > 1 and thickness * per_slice > SLAB_BYTES:
             thickness = thickness // 2 if thickness <= SLAB else SLAB
@@ -171,13 +173,13 @@ class PlaneExtraction:
     def _read(self, begin: int, end: int) -> tuple[NDArray[np.float32], range, range]:
         """Slab of raw in [0, 1], its normal first, and the voxels that it spans in its plane."""
         spans = [self._span(self._rows), self._span(self._columns)]
-        low = self.lattice.normal.start
+        slices = self.lattice.normal[begin:end]
         normal = NORMAL_AXIS[self.lattice.plane]
         extents = [*spans]
-        extents.insert(normal, range(low + begin, low + end))
+        extents.insert(normal, range(slices[0], slices[-1] + 1))
         roi = Roi([e.start for e in extents], [len(e) for e in extents])
-        raw = np.moveaxis(to_unit_range(self.box.read(roi), self.box.intensity_window), normal, 0)
-        return raw, spans[0], spans[1]
+        raw = np.moveaxis(self.box.read(roi), normal, 0)[:: slices.step]
+        return to_unit_range(raw, self.box.intensity_window), spans[0], spans[1]
 
     def _placement(
         self, row: int, column: int
@@ -188,9 +190,9 @@ class PlaneExtraction:
             (row, column), self.lattice.axes, self.lattice.patches, strict=True
         ):
             held = axis.patches_of(k)
-            common = range(max(held.start, wanted.start), min(held.stop, wanted.stop))
-            into.append(_shifted(common, wanted.start))
-            taken.append(_shifted(common, held.start))
+            common = [i for i, patch in enumerate(held) if patch in wanted]
+            taken.append(slice(common[0], common[-1] + 1))
+            into.append(_shifted(held[taken[-1]], wanted.start))
             shares.append(axis.blending(k))
         share = (shares[0][:, None] * shares[1]).to(self._device)
         return (into[0], into[1]), (taken[0], taken[1]), share
@@ -252,4 +254,4 @@ def _plane_grid(extraction: PlaneExtraction, on_windows: Callable[[int], object]
 
 
 def _shifted(indices: range, origin: int) -> slice:
-    return slice(indices.start - origin, indices.stop - origin)
+    return slice(indices.start - origin, indices.stop - origin, indices.step)

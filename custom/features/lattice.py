@@ -22,14 +22,25 @@ _ROUNDING = 1e-6  # patches; 250 * 2.016 / 14 is 36 patches, not 37
 class AxisLattice:
     """Windows, pixels and patches along one axis of a volume.
 
-    Window ``k`` starts at pixel ``k * (window - overlap)``, pixel ``q`` sits at voxel coordinate
-    ``(q + 0.5) / pixels_per_voxel - 0.5``, patch ``i`` covers the voxels ``[i * v, (i + 1) * v)``
-    with ``v = patch_size / pixels_per_voxel``::
+    Pixel ``q`` sits at voxel coordinate ``(q + 0.5) / pixels_per_voxel - 0.5``. With ``stride``
+    equal to ``patch_size``, window ``k`` starts at pixel ``k * (window - overlap)`` and patch ``i``
+    covers the voxels ``[i * v, (i + 1) * v)`` with ``v = patch_size / pixels_per_voxel``::
 
         |000000000000000000000000|          window 0, overlap of one patch
                           |111111111111111111111111|
         |--0--|--1--|--2--|--3--|--4--|--5--|-         patches
         |. . . . . . . . . . . . . . . . .|. .         voxels, reflected beyond the last
+
+    With a smaller ``stride`` there are ``n = patch_size / stride`` such lattices, moved by
+    ``-(n // 2)`` to ``n - 1 - n // 2`` strides, so that they stick out alike at both ends. Window
+    ``w`` is window ``w // n`` of lattice ``w % n``, and the patches of all lattices are counted
+    together, from left to right. The patches overlap; a patch stands for the stride around its
+    centre, its entry in the grid. With ``n = 2``::
+
+        |--0--|--2--|--4--|--6--|                      patches of lattice 0
+           |--1--|--3--|--5--|--7--|                   patches of lattice 1
+         |0 |1 |2 |3 |4 |5 |6 |7 |                     entries
+           |. . . . . . . . . .|                       voxels
 
     Args:
         size: voxels of the volume along the axis.
@@ -37,6 +48,7 @@ class AxisLattice:
         patch_size: pixels.
         window: pixels, a multiple of ``patch_size``.
         overlap: pixels, a multiple of ``patch_size`` below ``window``.
+        stride: pixels between patches, a divisor of ``patch_size``.
     """
 
     size: int
@@ -44,22 +56,31 @@ class AxisLattice:
     patch_size: int
     window: int
     overlap: int
+    stride: int
 
     @property
-    def voxels_per_patch(self) -> float:
-        """Edge of a patch in voxels; may be fractional."""
-        return self.patch_size / self.pixels_per_voxel
+    def step(self) -> float:
+        """Size of an entry in voxels; may be fractional."""
+        return self.stride / self.pixels_per_voxel
+
+    @property
+    def corner(self) -> float:
+        """Where the first entry begins, voxels: at the volume's corner or half an entry before."""
+        return -0.5 * self.step if self.shifts % 2 == 0 else 0.0
+
+    @property
+    def shifts(self) -> int:
+        """Number of lattices."""
+        return self.patch_size // self.stride
 
     @property
     def num_patches(self) -> int:
-        """Patches that cover the whole volume."""
-        return math.ceil(self.size / self.voxels_per_patch - _ROUNDING)
+        """Patches whose entries cover the whole volume."""
+        return math.ceil((self.size - self.corner) / self.step - _ROUNDING)
 
     @property
-    def num_windows(self) -> int:
-        """Windows that cover all patches."""
-        rest = self.num_patches - self.window // self.patch_size
-        return 1 + max(0, math.ceil(rest / self._patch_stride))
+    def _per_window(self) -> int:
+        return self.window // self.patch_size
 
     @property
     def _patch_stride(self) -> int:
@@ -70,21 +91,36 @@ class AxisLattice:
 
         With the neighbours, linear interpolation inside is the same as in the whole volume.
         """
-        first = math.floor(offset / self.voxels_per_patch - 0.5 + _ROUNDING)
-        end = math.ceil((offset + size) / self.voxels_per_patch + 0.5 - _ROUNDING)
+        low, high = offset - self.corner, offset + size - self.corner
+        first = math.floor(low / self.step - 0.5 + _ROUNDING)
+        end = math.ceil(high / self.step + 0.5 - _ROUNDING)
         return range(max(0, first), min(self.num_patches, end))
 
     def patches_of(self, window: int) -> range:
-        """Patches of one window; those of the last one may lie beyond the volume."""
-        first = window * self._patch_stride
-        return range(first, first + self.window // self.patch_size)
+        """Patches of one window, ``shifts`` apart; the last ones may lie beyond the volume."""
+        index, shift = divmod(window, self.shifts)
+        first = index * self._patch_stride * self.shifts + shift
+        return range(first, first + self._per_window * self.shifts, self.shifts)
 
-    def windows_touching(self, patches: range) -> range:
+    def windows_touching(self, patches: range) -> list[int]:
         """All windows that hold one of the patches."""
-        per_window = self.window // self.patch_size
-        first = max(0, (patches.start - per_window) // self._patch_stride + 1)
-        end = -(-patches.stop // self._patch_stride)
-        return range(first, min(self.num_windows, end))
+        return [
+            index * self.shifts + shift
+            for shift in range(self.shifts)
+            for index in self._indices(shift, patches)
+        ]
+
+    def _indices(self, shift: int, patches: range) -> range:
+        """Those of one lattice, counted in it."""
+        first, stop, count = (
+            -(-(patch - shift) // self.shifts)
+            for patch in (patches.start, patches.stop, self.num_patches)
+        )
+        if first >= stop:
+            return range(0)
+        last = max(0, -(-(count - self._per_window) // self._patch_stride))
+        begin = max(0, (first - self._per_window) // self._patch_stride + 1)
+        return range(begin, min(last + 1, -(-stop // self._patch_stride)))
 
     def blending(self, window: int) -> Tensor:
         """Share of one window in each of its patches: linear ramps where windows overlap.
@@ -92,20 +128,25 @@ class AxisLattice:
         Returns:
             (patches per window,) float32; over all windows the shares of a patch sum to 1.
         """
-        patches = self.patches_of(window)
+        patches, shift = self.patches_of(window), window % self.shifts
         total = torch.zeros(len(patches), dtype=torch.float64)
-        for k in self.windows_touching(patches):
-            total += self._ramp(patches, k)
+        for index in self._indices(shift, patches):
+            total += self._ramp(patches, index * self.shifts + shift)
         share = self._ramp(patches, window) / total
         return share.float()
 
     def _ramp(self, patches: range, window: int) -> Tensor:
-        """Unnormalised weight of ``window`` at ``patches``, 0 outside it."""
-        inside = torch.arange(patches.start, patches.stop, dtype=torch.float64)
-        inside = inside - self.patches_of(window).start + 0.5
-        per_window, overlap = self.window // self.patch_size, self.overlap // self.patch_size
-        edge = torch.minimum(inside, per_window - inside)
+        """Unnormalised weight of ``window`` at ``patches`` of its lattice, 0 outside it."""
+        inside = torch.tensor(patches, dtype=torch.float64)
+        inside = (inside - self.patches_of(window).start) / self.shifts + 0.5
+        overlap = self.overlap // self.patch_size
+        edge = torch.minimum(inside, self._per_window - inside)
         return (edge > 0) * (edge / max(overlap, 0.5)).clamp(0, 1)
+
+    def _first_pixel(self, window: int) -> int:
+        index, shift = divmod(window, self.shifts)
+        moved = (shift - self.shifts // 2) * self.stride
+        return moved + index * (self.window - self.overlap)
 
     def resampling(self, window: int) -> tuple[range, Tensor]:
         """How one window's pixels are read off the voxels: linear, with an antialiasing triangle.
@@ -114,7 +155,7 @@ class AxisLattice:
             voxels: those that are needed, all inside the volume.
             matrix: (window, voxels) float32, rows sum to 1.
         """
-        first = window * (self.window - self.overlap)
+        first = self._first_pixel(window)
         pixels = torch.arange(first, first + self.window, dtype=torch.float64)
         centres = (pixels + 0.5) / self.pixels_per_voxel - 0.5
         reach = max(1.0, 1 / self.pixels_per_voxel)  # a triangle as wide as a pixel when shrinking
@@ -137,7 +178,8 @@ class PlaneLattice:
 
     Args:
         plane: "xy", "xz" or "yz".
-        normal: voxels of the box along the plane's normal, one slice each.
+        normal: slices of the volume along the plane's normal; with a step, also those on either
+            side of the box that interpolation needs.
         axes: lattices of the two in-plane axes, in zyx order.
         patches: wanted patches along them.
         start: corner of the first patch as seen from the box's corner, voxels, zyx.
@@ -157,7 +199,7 @@ class PlaneLattice:
         return len(self.normal), len(self.patches[0]), len(self.patches[1])
 
     @property
-    def windows(self) -> tuple[range, range]:
+    def windows(self) -> tuple[list[int], list[int]]:
         """Windows per slice along the two in-plane axes."""
         a, b = (
             axis.windows_touching(patches)
@@ -172,13 +214,18 @@ def plane_lattice(
     """Lattice of the features of one plane over a box.
 
     Args:
-        spec: scale, patch and window.
+        spec: scale, patch, window and steps.
         volume_shape: voxels of the whole raw volume, which anchors the lattice, zyx.
         roi: the box, raw voxels, inside the volume.
         plane: "xy", "xz" or "yz".
     """
     normal = NORMAL_AXIS[plane]
-    start, step = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+    every = spec.slice_step_of(plane)
+    slices = _slices(
+        volume_shape[normal], range(int(roi.begin[normal]), int(roi.end[normal])), every
+    )
+    start, step = [0.0, 0.0, 0.0], [float(every)] * 3
+    start[normal] = slices.start - (every - 1) / 2 - int(roi.offset[normal])
     axes, patches = [], []
     for axis in range(3):
         if axis == normal:
@@ -190,20 +237,28 @@ def plane_lattice(
             spec.patch_size,
             spec.window,
             spec.overlap,
+            spec.stride,
         )
         wanted = lattice.patches_for(offset, size)
-        start[axis] = wanted.start * lattice.voxels_per_patch - offset
-        step[axis] = lattice.voxels_per_patch
+        start[axis] = lattice.corner + wanted.start * lattice.step - offset
+        step[axis] = lattice.step
         axes.append(lattice)
         patches.append(wanted)
     return PlaneLattice(
         plane,
-        range(int(roi.begin[normal]), int(roi.end[normal])),
+        slices,
         (axes[0], axes[1]),
         (patches[0], patches[1]),
         (start[0], start[1], start[2]),
         (step[0], step[1], step[2]),
     )
+
+
+def _slices(size: int, voxels: range, every: int) -> range:
+    """Every so-many-th slice of a volume, those next to ``voxels`` on either side included."""
+    first = voxels.start // every
+    last = min(-(-(voxels.stop - 1) // every), (size - 1) // every)
+    return range(first * every, last * every + 1, every)
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What made the features: everything that two sets of features must share to be comparable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -18,7 +18,9 @@ DEFAULTS: Mapping[str, Any] = {
     "pixels_per_voxel": 1.0,
     "window": 512,
     "overlap": 0,
+    "stride": None,
     "planes": list(PLANES),
+    "slice_step": 1,
     "intensity_percentiles": [0.1, 99.9],
     "precision": "bfloat16",
     "dtype": "float16",
@@ -43,7 +45,11 @@ class FeatureSpec:
         pixels_per_voxel: zyx; the scale at which the backbone sees the volume.
         window: edge of the square image given to the backbone at once, pixels.
         overlap: of neighbouring windows, pixels; tokens are blended there.
+        stride: pixels between neighbouring tokens; where it is below the patch size, every window
+            is computed at shifted places, too.
         planes: of "xy", "xz", "yz", in this order.
+        slice_step: voxels between the slices that have tokens, of xy, xz and yz; 1 for a plane that
+            is not in ``planes``.
         intensity_percentiles: of the raw source, mapped to 0 and 1 where no window is given.
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
@@ -64,7 +70,9 @@ class FeatureSpec:
     pixels_per_voxel: Triple
     window: int
     overlap: int
+    stride: int
     planes: tuple[str, ...]
+    slice_step: tuple[int, int, int]
     intensity_percentiles: tuple[float, float]
     image_mean: Triple
     image_std: Triple
@@ -75,6 +83,11 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         self._check_scale()
         self._check_windows()
+        self._check_planes()
+        for name, known in (("precision", PRECISIONS), ("dtype", DTYPES), ("layout", LAYOUTS)):
+            _known(name, getattr(self, name), known)
+
+    def _check_planes(self) -> None:
         if list(self.planes) != [plane for plane in PLANES if plane in self.planes]:
             raise InputError(
                 f"features.planes must be of {list(PLANES)}, in this order, "
@@ -82,8 +95,11 @@ class FeatureSpec:
             )
         if not self.planes:
             raise InputError(f"features.planes must name at least one of {list(PLANES)}.")
-        for name, known in (("precision", PRECISIONS), ("dtype", DTYPES), ("layout", LAYOUTS)):
-            _known(name, getattr(self, name), known)
+        if len(self.slice_step) != len(PLANES) or min(self.slice_step) < 1:
+            raise InputError(
+                f"slice_step of a feature spec must be three whole numbers from 1 on for "
+                f"{', '.join(PLANES)}, got {list(self.slice_step)}."
+            )
 
     def _check_scale(self) -> None:
         if len(self.pixels_per_voxel) != 3 or min(self.pixels_per_voxel) <= 0:
@@ -111,12 +127,22 @@ class FeatureSpec:
                 f"{self.patch_size} pixels, from 0 to below the window of {self.window}, "
                 f"got {self.overlap}."
             )
+        if self.stride < 1 or self.patch_size % self.stride:
+            divisors = [str(s) for s in range(1, self.patch_size + 1) if self.patch_size % s == 0]
+            raise InputError(
+                f"features.stride must divide the backbone's patch size of {self.patch_size} "
+                f"pixels ({', '.join(divisors)}), got {self.stride}."
+            )
 
     @property
     def voxels_per_patch(self) -> Triple:
         """Edge of a patch in voxels, zyx, for the axes that lie in a plane."""
         z, y, x = (self.patch_size / scale for scale in self.pixels_per_voxel)
         return z, y, x
+
+    def slice_step_of(self, plane: str) -> int:
+        """Voxels between the slices of one of ``planes`` that have tokens."""
+        return self.slice_step[PLANES.index(plane)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``json.dump``."""
@@ -127,9 +153,13 @@ class FeatureSpec:
     def from_json(cls, values: Mapping[str, Any]) -> "FeatureSpec":
         """The spec that ``to_json`` was called on.
 
+        One from before there were ``stride`` and ``slice_step`` has a token for every patch and
+        every slice.
+
         Raises:
             InputError: a key is missing or unknown.
         """
+        values = {"stride": values.get("patch_size"), "slice_step": (1, 1, 1), **values}
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             wrong = sorted(names.symmetric_difference(values))
@@ -145,14 +175,19 @@ class FeatureSpec:
     def difference(self, other: "FeatureSpec") -> list[str]:
         """What differs, each as "window (512, not 896)": this spec's value, then the other's.
 
-        A backbone is its weights: its name counts only where the digests differ.
+        A backbone is its weights: its name counts only where the digests differ. Steps of slices
+        count only in planes that both have.
         """
-        same_weights = self.digest == other.digest
+        common = set(self.planes) & set(other.planes)
+        same = {
+            "backbone": self.digest == other.digest,
+            "slice_step": all(self.slice_step_of(p) == other.slice_step_of(p) for p in common),
+        }
         here, there = self.to_json(), other.to_json()
         return [
             f"{name} ({_short(here[name])}, not {_short(there[name])})"
             for name in here
-            if here[name] != there[name] and not (name == "backbone" and same_weights)
+            if here[name] != there[name] and not same.get(name, False)
         ]
 
 
@@ -171,8 +206,9 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
 
     Args:
         settings: ``layers``, ``final_norm``, ``pixels_per_voxel`` (one number, or three for z, y,
-            x), ``window``, ``overlap``, ``planes``, ``intensity_percentiles``, ``dtype``,
-            ``layout``; ``DEFAULTS`` stand in for those that are missing.
+            x), ``window``, ``overlap``, ``stride`` (None for the patch size), ``planes``,
+            ``slice_step`` (one number, or one per plane), ``intensity_percentiles``,
+            ``precision``, ``dtype``, ``layout``; ``DEFAULTS`` stand in for those that are missing.
         backbone: loaded with the settings' ``layers`` and ``final_norm``.
 
     Raises:
@@ -186,6 +222,14 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
             f"the backbone was loaded with layers {backbone.layers} and final_norm "
             f"{backbone.final_norm}, the settings say {layers} and {chosen['final_norm']}"
         )
+    window = _integer("window", chosen["window"])
+    if 0 < window < backbone.least_window:
+        raise InputError(
+            f"features.window must be at least {backbone.least_window} pixels for {backbone.name}, "
+            f"got {window}."
+        )
+    stride = backbone.patch_size if chosen["stride"] is None else chosen["stride"]
+    planes = tuple(sequence(chosen["planes"], "features.planes"))
     return FeatureSpec(
         backbone=backbone.name,
         digest=backbone.digest,
@@ -194,9 +238,11 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         layers=backbone.layers,
         final_norm=backbone.final_norm,
         pixels_per_voxel=_triple(chosen["pixels_per_voxel"]),
-        window=_integer("window", chosen["window"]),
+        window=window,
         overlap=_integer("overlap", chosen["overlap"]),
-        planes=tuple(sequence(chosen["planes"], "features.planes")),
+        stride=_integer("stride", stride),
+        planes=planes,
+        slice_step=_slice_step(chosen["slice_step"], planes),
         intensity_percentiles=_pair("intensity_percentiles", chosen["intensity_percentiles"]),
         image_mean=backbone.image_mean,
         image_std=backbone.image_std,
@@ -242,6 +288,18 @@ def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"features.{name} must be a whole number of pixels, got {value!r}.")
     return value
+
+
+def _slice_step(value: Any, planes: Sequence[str]) -> tuple[int, int, int]:
+    """One number for all planes, or one for each of them, as those of xy, xz and yz."""
+    values = value if isinstance(value, list) else [value] * len(planes)
+    if len(values) != len(planes) or any(type(v) is not int or v < 1 for v in values):
+        raise InputError(
+            "features.slice_step must be one whole number from 1 on, or one for each of "
+            f"features.planes {list(planes)}, got {value!r}."
+        )
+    xy, xz, yz = (values[planes.index(plane)] if plane in planes else 1 for plane in PLANES)
+    return xy, xz, yz
 
 
 def _triple(value: Any) -> Triple:

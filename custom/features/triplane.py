@@ -1,7 +1,7 @@
 """The three plane grids of a volume: place, crop, flip, transpose, upsample, average.
 
 A volume's slices along xy, xz and yz each give one grid of patch features. Whatever the plane, a
-grid is kept in z, y, x order: one entry per voxel along the plane's normal, one entry per patch
+grid is kept in z, y, x order: one entry per slice along the plane's normal, one entry per patch
 along the two other axes. So a flip or a transposition is the same operation for the volume and for
 its grids.
 """
@@ -31,7 +31,7 @@ class PlaneGrid:
     Args:
         values: (C, d, h, w), z y x order, float.
         start: corner of the first entry, voxels, zyx.
-        step: size of an entry, voxels, zyx; 1 along the plane's normal.
+        step: size of an entry, voxels, zyx; along the plane's normal the distance of its slices.
 
     Raises:
         ValueError: ``values`` is not 4D, or a step is not positive.
@@ -60,7 +60,7 @@ class PlaneGrid:
 
 
 def upsample(grid: PlaneGrid, shape: Sequence[int], plane: str) -> Tensor:
-    """Bilinear upsampling of one plane grid to voxels: (C, d, h, w) to (C, D, H, W) float32."""
+    """Linear upsampling of one plane grid to voxels: (C, d, h, w) to (C, D, H, W) float32."""
     return upsample_batch(grid.values.float()[None], grid.placement[None], shape, plane)[0]
 
 

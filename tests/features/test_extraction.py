@@ -62,6 +62,7 @@ def spec_of(backbone: Any, **changes: Any) -> FeatureSpec:
         "pixels_per_voxel": (1.0, 1.0, 1.0),
         "window": 16,
         "overlap": 0,
+        "stride": backbone.patch_size,
         "planes": PLANES,
         "intensity_percentiles": (0.1, 99.9),
         "image_mean": backbone.image_mean,
@@ -83,46 +84,78 @@ def reader(raw: NDArray[Any]) -> Callable[[Roi], NDArray[Any]]:
 
 
 def slow_grid(raw: NDArray[Any], spec: FeatureSpec, backbone: nn.Module, plane: str) -> Tensor:
-    """Every window of every slice of the whole volume, one by one: (C, slices, h, w)."""
+    """The whole volume's grid, one image per shift, their tokens interleaved: (C, slices, h, w)."""
     normal = NORMAL_AXIS[plane]
-    slices = np.moveaxis(raw, normal, 0).astype(np.float64)
+    every = spec.slice_step_of(plane)
+    unit = np.clip((raw.astype(np.float64) - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
+    slices = np.moveaxis(unit, normal, 0)[::every]
     scales = [s for axis, s in enumerate(spec.pixels_per_voxel) if axis != normal]
-    patch, window, overlap = spec.patch_size, spec.window, spec.overlap
-    counts = [
-        int(np.ceil(round(n * s / patch, 6))) for n, s in zip(slices.shape[1:], scales, strict=True)
+    shifts = spec.patch_size // spec.stride
+    margin = (
+        -(shifts // 2) * spec.stride
+    )  # the first shift; an even number sticks out by half a stride
+    sizes = [
+        n * s + (spec.stride / 2 if shifts % 2 == 0 else 0)
+        for n, s in zip(slices.shape[1:], scales, strict=True)
     ]
-    per_window, per_overlap = window // patch, overlap // patch
+    counts = [int(np.ceil(round(size / spec.stride, 6))) for size in sizes]
+    result = np.zeros((spec.channels, len(slices), *counts))
+    for a, b in product(range(shifts), repeat=2):
+        wanted = result[:, :, a::shifts, b::shifts]
+        first = (margin + a * spec.stride, margin + b * spec.stride)
+        for index, image in enumerate(slices):
+            wanted[:, index] = slow_shift(image, spec, backbone, scales, first, wanted.shape[2:])
+    return torch.tensor(result, dtype=torch.float32)
+
+
+def slow_shift(
+    image: NDArray[Any],
+    spec: FeatureSpec,
+    backbone: nn.Module,
+    scales: list[float],
+    first: tuple[int, int],
+    counts: tuple[int, ...],
+) -> NDArray[Any]:
+    """Patches of one slice, the first of them at pixel ``first``, every window one by one."""
+    patch, window = spec.patch_size, spec.window
+    per_window, per_overlap = window // patch, spec.overlap // patch
     stride = per_window - per_overlap
     windows = [1 + max(0, -(-(count - per_window) // stride)) for count in counts]
     inside = np.arange(per_window) + 0.5
     ramp = np.minimum(1, np.minimum(inside, per_window - inside) / max(per_overlap, 0.5))
-    total = np.zeros((spec.channels, len(slices), *counts))
-    weight = np.zeros(counts)
-    pad = 3 * window
-    for index, image in enumerate(slices):
-        for a, b in product(range(windows[0]), range(windows[1])):
-            unit = np.clip((image - WINDOW[0]) / (WINDOW[1] - WINDOW[0]), 0, 1)
-            for axis, (k, scale) in enumerate(zip((a, b), scales, strict=True)):
-                pixels = np.arange(window) + k * stride * patch
-                place = (pixels + 0.5) / scale - 0.5
-                padded = np.pad(
-                    unit, [(pad, pad) if i == axis else (0, 0) for i in (0, 1)], "reflect"
-                )
-                voxels = np.arange(padded.shape[axis]) - pad
-                unit = np.apply_along_axis(
-                    lambda line, at=place, xs=voxels: np.interp(at, xs, line), axis, padded
-                )
-            normalised = (unit - spec.image_mean[0]) / spec.image_std[0]
-            images = torch.tensor(normalised, dtype=torch.float32).expand(1, 3, window, window)
-            tokens = backbone(images)[0].detach().numpy()
-            for i, j in product(range(per_window), range(per_window)):
-                row, column = a * stride + i, b * stride + j
-                if row < counts[0] and column < counts[1]:
-                    share = ramp[i] * ramp[j]
-                    total[:, index, row, column] += share * tokens[:, i, j]
-                    if index == 0:
-                        weight[row, column] += share
-    return torch.tensor(total / weight, dtype=torch.float32)
+    total, weight = np.zeros((spec.channels, *counts)), np.zeros(counts)
+    for a, b in product(range(windows[0]), range(windows[1])):
+        corner = (first[0] + a * stride * patch, first[1] + b * stride * patch)
+        tokens = slow_window(image, spec, backbone, scales, corner)
+        for i, j in product(range(per_window), repeat=2):
+            row, column = a * stride + i, b * stride + j
+            if row < counts[0] and column < counts[1]:
+                share = ramp[i] * ramp[j]
+                total[:, row, column] += share * tokens[:, i, j]
+                weight[row, column] += share
+    return total / weight
+
+
+def slow_window(
+    image: NDArray[Any],
+    spec: FeatureSpec,
+    backbone: nn.Module,
+    scales: list[float],
+    corner: tuple[int, int],
+) -> NDArray[Any]:
+    """Tokens of the window that begins at a pixel, the image reflected beyond its borders."""
+    pad = 3 * spec.window
+    for axis, (pixel, scale) in enumerate(zip(corner, scales, strict=True)):
+        place = (np.arange(spec.window) + pixel + 0.5) / scale - 0.5
+        padded = np.pad(image, [(pad, pad) if i == axis else (0, 0) for i in (0, 1)], "reflect")
+        voxels = np.arange(padded.shape[axis]) - pad
+        image = np.apply_along_axis(
+            lambda line, at=place, xs=voxels: np.interp(at, xs, line), axis, padded
+        )
+    normalised = (image[None] - np.reshape(spec.image_mean, (3, 1, 1))) / np.reshape(
+        spec.image_std, (3, 1, 1)
+    )
+    return backbone(torch.tensor(normalised, dtype=torch.float32)[None])[0].detach().numpy()
 
 
 @pytest.mark.parametrize(
@@ -133,6 +166,11 @@ def slow_grid(raw: NDArray[Any], spec: FeatureSpec, backbone: nn.Module, plane: 
         {"window": 12, "overlap": 8},  # three windows share a patch
         {"pixels_per_voxel": (1.0, 2.0, 1.5), "overlap": 4},
         {"pixels_per_voxel": (4.0, 1.25, 3.0), "window": 20},
+        {"stride": 2},
+        {"stride": 1, "overlap": 8, "window": 12},
+        {"stride": 2, "pixels_per_voxel": (1.0, 2.0, 1.5), "overlap": 4},
+        {"stride": 2, "slice_step": [2, 1, 4]},
+        {"slice_step": [5, 1, 3], "planes": ("xy", "yz")},
     ],
     ids=str,
 )
@@ -143,25 +181,168 @@ def test_features_are_those_of_a_slow_loop_over_all_windows(
     spec = spec_of(backbone, **changes)
     whole = Roi((0, 0, 0), SHAPE)
     grids = extract_planes(reader(raw), SHAPE, whole, backbone, spec, WINDOW)
-    assert tuple(grids) == PLANES
+    assert tuple(grids) == spec.planes
     for plane, grid in grids.items():
         expected = slow_grid(raw, spec, backbone, plane).movedim(1, 1 + NORMAL_AXIS[plane])
         torch.testing.assert_close(grid.values, expected, atol=2e-5, rtol=1e-5)
-        assert grid.start == (0, 0, 0)
+        even = spec.stride < backbone.patch_size
+        for axis in range(3):
+            is_normal = axis == NORMAL_AXIS[plane]
+            every = spec.slice_step_of(plane)
+            step = every if is_normal else spec.stride / spec.pixels_per_voxel[axis]
+            assert grid.step[axis] == step
+            assert grid.start[axis] == ((1 - every) / 2 if is_normal else -even * step / 2)
+
+
+FINER = {"stride": 2, "slice_step": [3, 2, 4]}
+ALL_LAYERS = {"stride": 1, "layers": [1, 2], "final_norm": False, "planes": ["yz"]}
+XY_ALONE = {"stride": 2, "slice_step": 5, "planes": ["xy"], "pixels_per_voxel": 0.8}
 
 
 @pytest.mark.parametrize("roi", [Roi((2, 3, 1), (5, 6, 7)), Roi((8, 0, 10), (1, 14, 1))], ids=str)
+@pytest.mark.parametrize("changes", [{}, FINER, ALL_LAYERS, XY_ALONE], ids=str)
 def test_features_of_a_box_are_those_of_the_volume_cropped(
-    raw: NDArray[np.uint8], roi: Roi
+    raw: NDArray[np.uint8], roi: Roi, changes: dict[str, Any]
 ) -> None:
-    backbone, spec = load_backbone_and_spec(VIT, VIT_SETTINGS)
+    backbone, spec = load_backbone_and_spec(VIT, {**VIT_SETTINGS, **changes})
     whole = Roi((0, 0, 0), SHAPE)
     all_of_it = extract_planes(reader(raw), SHAPE, whole, backbone, spec, WINDOW)
     part = extract_planes(reader(raw), SHAPE, roi, backbone, spec, WINDOW, windows_at_once=3)
-    for plane in PLANES:
+    for plane in spec.planes:
         expected = upsample(all_of_it[plane], SHAPE, plane)[:, *roi.to_slices()]
         found = upsample(part[plane], roi.shape, plane)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+VIT_14 = {**VIT, "model_type": "dinov2", "patch_size": 14, "image_size": 28, "hidden_size": 16}
+VIT_14 = {k: v for k, v in VIT_14.items() if k not in ("num_register_tokens", "intermediate_size")}
+VIT_16 = {**VIT, "patch_size": 16, "hidden_size": 16}
+CONVNEXT = {
+    "model_type": "dinov3_convnext",
+    "hidden_sizes": [8, 12, 16, 20],
+    "depths": [1, 1, 1, 1],
+}
+FAMILIES = {
+    "ViT-14": (VIT_14, {"window": 28, "stride": 7, "layers": [1, -1]}),
+    "ViT-14, scaled": (
+        VIT_14,
+        {"window": 28, "overlap": 14, "stride": 7, "pixels_per_voxel": 2.016},
+    ),
+    "ViT-16": (VIT_16, {"window": 32, "stride": 4, "layers": [2], "final_norm": False}),
+    "ViT-16, two layers": (
+        VIT_16,
+        {"window": 32, "overlap": 16, "stride": 8, "layers": [1, 2], "final_norm": False},
+    ),
+    "ConvNeXt, stage 2": (
+        CONVNEXT,
+        {"window": 32, "overlap": 8, "stride": 4, "layers": [2], "final_norm": False},
+    ),
+    "ConvNeXt, last stage": (
+        CONVNEXT,
+        {"window": 32, "stride": 16, "pixels_per_voxel": [1, 2, 2.5]},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shifts_are_those_of_the_obvious_loop_for_every_backbone(family: str) -> None:
+    source, changes = FAMILIES[family]
+    settings = {"precision": "float32", "dtype": "float32", "planes": ["xz"], "slice_step": 3}
+    backbone, spec = load_backbone_and_spec(source, {**settings, **changes})
+    shape = (15, 4, 34)
+    raw = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    found = extract_planes(reader(raw), shape, Roi((0, 0, 0), shape), backbone, spec, WINDOW)["xz"]
+    expected = slow_grid(raw, spec, backbone, "xz").movedim(1, 2)
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(found.values, expected, atol=1e-4, rtol=0)
+
+
+def test_a_stride_of_one_patch_is_what_there_was_without(raw: NDArray[np.uint8]) -> None:
+    whole = Roi((0, 0, 0), SHAPE)
+    grids = []
+    for changes in ({}, {"stride": 4, "slice_step": [1, 1, 1]}):
+        backbone, spec = load_backbone_and_spec(VIT, {**VIT_SETTINGS, **changes})
+        grids.append(extract_planes(reader(raw), SHAPE, whole, backbone, spec, WINDOW))
+    for plane in PLANES:
+        assert torch.equal(grids[0][plane].values, grids[1][plane].values)
+        assert grids[0][plane].start == grids[1][plane].start == (0, 0, 0)
+
+
+def blob_in(shape: tuple[int, ...], centre: tuple[float, ...], sigma: float) -> NDArray[np.float32]:
+    """A ball on black; ``centre`` is measured from the corner of the volume."""
+    axes = np.meshgrid(*(np.arange(n) + 0.5 for n in shape), indexing="ij")
+    squares = sum((x - c) ** 2 for x, c in zip(axes, centre, strict=True))
+    return (255 * np.exp(-squares / (2 * sigma**2))).astype(np.float32)
+
+
+RESOLUTIONS = [
+    {"stride": stride, "pixels_per_voxel": scale}
+    for stride in (4, 2, 1)
+    for scale in (1.0, 2.0, 1.3)
+]
+
+
+@pytest.mark.parametrize("changes", [*RESOLUTIONS, {"stride": 2, "slice_step": [3, 3, 3]}], ids=str)
+@pytest.mark.parametrize("centre", [(12.0, 14.0, 10.0), (12.9, 13.2, 11.4)], ids=str)
+def test_a_blobs_centre_of_mass_stays_where_it_is(
+    changes: dict[str, Any], centre: tuple[float, ...]
+) -> None:
+    backbone: Any = PatchMeans()
+    scale = (changes.get("pixels_per_voxel", 1.0),) * 3
+    spec = spec_of(backbone, window=96, **{**changes, "pixels_per_voxel": scale})
+    shape = (25, 26, 23)
+    raw = blob_in(shape, centre, sigma=3.0)
+    grids = extract_planes(reader(raw), shape, Roi((0, 0, 0), shape), backbone, spec, (0.0, 255.0))
+    for plane in PLANES:
+        dense = upsample(grids[plane], shape, plane)[0].double()
+        mass = (dense - dense.min()).clamp(min=0)
+        for axis in range(3):
+            along = mass.sum([a for a in range(3) if a != axis])
+            place = (along * (torch.arange(shape[axis]) + 0.5)).sum() / along.sum()
+            assert abs(place - centre[axis]) < 0.1, (plane, axis)
+
+
+def make_symmetric_(backbone: nn.Module) -> None:
+    """Kernels without a side: a random one answers most to what lies off its centre."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight.data
+            kernel.copy_(kernel.mean((2, 3), keepdim=True).expand_as(kernel))
+
+
+@pytest.mark.parametrize("shifts", [1, 2, 4])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("source", "patch", "layer"),
+    [(VIT_14, 14, 1), (VIT_16, 16, 1), (CONVNEXT, 8, 2)],
+    ids=["ViT-14", "ViT-16", "ConvNeXt"],
+)
+def test_a_blobs_peak_response_is_within_half_a_voxel(
+    source: dict[str, Any], patch: int, layer: int, scale: float, shifts: int
+) -> None:
+    if patch % shifts:
+        shifts = 7  # of a patch of 14 pixels
+    settings = {
+        "layers": [layer],
+        "final_norm": False,
+        "pixels_per_voxel": scale,
+        "window": 4 * patch,
+        "stride": patch // shifts,
+        "planes": ["xy"],
+        "precision": "float32",
+        "dtype": "float32",
+    }
+    backbone, spec = load_backbone_and_spec(source, settings)
+    make_symmetric_(backbone)
+    shape = (1, int(4 * patch / scale), int(4 * patch / scale))
+    centre = (0.5, 1.5 * patch / scale, 2.5 * patch / scale)  # the centre of a patch of every shift
+    whole, dense = Roi((0, 0, 0), shape), []
+    for volume in (blob_in(shape, centre, patch / scale / 4), np.zeros(shape, np.float32)):
+        grid = extract_planes(reader(volume), shape, whole, backbone, spec, (0.0, 255.0))["xy"]
+        dense.append(upsample(grid, shape, "xy")[:, 0])
+    response = (dense[0] - dense[1]).norm(dim=0)
+    peak = (response > response.max() * (1 - 1e-4)).nonzero() + 0.5  # several where it is flat
+    assert (peak.mean(0) - torch.tensor(centre[1:])).abs().max() <= 0.5
 
 
 def test_only_windows_with_a_wanted_patch_are_computed_and_only_their_voxels_read() -> None:
@@ -192,6 +373,23 @@ def test_thin_slabs_for_little_memory_give_the_same_features(
     slabs = list(plane.slabs())
     assert len(slabs) > 1
     torch.testing.assert_close(torch.cat([slab for _, slab in slabs], dim=1), whole)
+
+
+def test_slices_between_those_with_tokens_are_read_but_not_computed() -> None:
+    backbone: Any = PatchMeans()
+    spec = spec_of(backbone, planes=("xz",), slice_step=[1, 4, 1])
+    read: list[Roi] = []
+
+    def spy(roi: Roi) -> NDArray[np.uint8]:
+        read.append(roi)
+        return np.zeros(tuple(roi.shape), np.uint8)
+
+    plane = PlaneExtraction(
+        RawBox(spy, (16, 90, 16), Roi((3, 9, 2), (4, 3, 4)), WINDOW), backbone, spec, "xz"
+    )
+    assert plane.shape[1] == plane.num_windows == 2
+    assert [begin for begin, _ in plane.slabs()] == [0]
+    assert read == [Roi((0, 8, 0), (16, 5, 16))]  # slices 8 and 12
 
 
 def test_an_extraction_can_go_on_where_it_stood(raw: NDArray[np.uint8]) -> None:

@@ -2,6 +2,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from custom.errors import InputError
 from custom.features.backbone import Backbone, load_backbone
@@ -15,6 +16,11 @@ VIT = {
     "num_attention_heads": 2,
     "num_register_tokens": 4,
     "patch_size": 8,
+}
+CONVNEXT = {
+    "model_type": "dinov3_convnext",
+    "hidden_sizes": [8, 12, 16, 20],
+    "depths": [1, 1, 1, 1],
 }
 SETTINGS = {"layers": [1, -1], "pixels_per_voxel": [0.5, 2, 2.016], "window": 64, "overlap": 16}
 
@@ -37,6 +43,31 @@ def test_a_spec_says_what_the_settings_and_the_backbone_come_to(backbone: Backbo
     assert spec.voxels_per_patch == (16.0, 4.0, 8 / 2.016)
     assert spec.digest == backbone.digest
     assert spec.planes == ("xy", "xz", "yz")
+    assert (spec.stride, spec.slice_step) == (8, (1, 1, 1))
+
+
+def test_a_stride_and_slice_steps_are_kept(backbone: Backbone) -> None:
+    planes = {"planes": ["xy", "yz"]}
+    spec = make_spec({**SETTINGS, **planes, "stride": 2, "slice_step": [3, 1]}, backbone)
+    assert (spec.stride, spec.slice_step) == (2, (3, 1, 1))
+    assert FeatureSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert make_spec({**SETTINGS, **planes, "slice_step": [1, 4]}, backbone).slice_step == (1, 1, 4)
+    assert make_spec({**SETTINGS, **planes, "slice_step": 4}, backbone).slice_step == (4, 1, 4)
+
+
+def test_a_spec_from_before_stride_and_slice_step_has_a_token_per_patch_and_slice(
+    backbone: Backbone,
+) -> None:
+    spec = make_spec({**SETTINGS, "planes": ["xz", "yz"]}, backbone)
+    older = {k: v for k, v in spec.to_json().items() if k not in ("stride", "slice_step")}
+    assert FeatureSpec.from_json(older) == spec
+    finer = make_spec(
+        {**SETTINGS, "planes": ["xz", "yz"], "stride": 4, "slice_step": [1, 2]}, backbone
+    )
+    assert FeatureSpec.from_json(older).difference(finer) == [
+        "stride (8, not 4)",
+        "slice_step ([1, 1, 1], not [1, 1, 2])",
+    ]
 
 
 def test_one_scale_is_for_all_axes() -> None:
@@ -53,6 +84,14 @@ def test_difference_names_every_field_with_both_values(backbone: Backbone) -> No
         "window (64, not 32)",
         "planes ([xy, xz, yz], not [xy])",
     ]
+
+
+def test_steps_of_slices_differ_where_both_have_the_plane(backbone: Backbone) -> None:
+    one = make_spec({**SETTINGS, "slice_step": [1, 2, 3]}, backbone)
+    part = make_spec({**SETTINGS, "planes": ["xy", "yz"], "slice_step": [1, 3]}, backbone)
+    other = make_spec({**SETTINGS, "planes": ["xy", "yz"], "slice_step": [1, 2]}, backbone)
+    assert one.difference(part) == ["planes ([xy, xz, yz], not [xy, yz])"]
+    assert "slice_step ([1, 2, 3], not [1, 1, 2])" in one.difference(other)
 
 
 def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) -> None:
@@ -73,11 +112,33 @@ def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) 
         ({"overlap": 12}, "overlap must be a multiple"),
         ({"overlap": 64}, "below the window of 64"),
         ({"overlap": -8}, "overlap must be"),
+        ({"window": 4}, "window must be at least 8 pixels for random dinov3_vit, got 4"),
+        ({"window": -8}, "window must be a multiple"),
+        ({"stride": 3}, r"stride must divide the backbone's patch size of 8 pixels \(1, 2, 4, 8\)"),
+        ({"stride": 16}, "stride must divide .*, got 16"),
+        ({"stride": 0}, "stride must divide .*, got 0"),
+        ({"stride": -4}, "stride must divide .*, got -4"),
+        ({"stride": 4.0}, "stride must be a whole number of pixels, got 4.0"),
+        ({"stride": True}, "stride must be a whole number"),
+        (
+            {"slice_step": 0},
+            r"slice_step must be one whole number from 1 on, or .*, got 0",
+        ),
+        (
+            {"slice_step": [2, 1]},
+            r"one for each of features.planes \['xy', 'xz', 'yz'\], got \[2, 1\]",
+        ),
+        ({"slice_step": []}, "slice_step must be one"),
+        ({"slice_step": [1, 2, -1]}, "slice_step must be one"),
+        ({"slice_step": 2.0}, "slice_step must be one whole number from 1 on, .*, got 2.0"),
+        ({"slice_step": [1, True, 1]}, "slice_step must be one"),
+        ({"slice_step": "2"}, "slice_step must be one"),
         ({"pixels_per_voxel": 0}, "pixels_per_voxel must be one positive number"),
         ({"pixels_per_voxel": [1, 2]}, "pixels_per_voxel must be a list of 3 numbers"),
         ({"pixels_per_voxel": "2"}, "pixels_per_voxel must be"),
         ({"planes": ["xz", "xy"]}, "planes must be of .* in this order"),
         ({"planes": ["zy"]}, "planes must be of"),
+        ({"planes": [["xy"]]}, "planes must be of"),
         ({"planes": []}, "planes must name at least one"),
         ({"planes": "xy"}, "planes must be a list"),
         ({"intensity_percentiles": [99, 1]}, "the lower one first"),
@@ -95,6 +156,16 @@ def test_a_wrong_setting_is_refused(
         make_spec({**SETTINGS, **changes}, backbone)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_window_below_a_convnexts_last_patch_is_refused(stage: int) -> None:
+    settings: dict[str, Any] = {"layers": [stage], "final_norm": False}
+    backbone = load_backbone(CONVNEXT, **settings)
+    with pytest.raises(InputError, match=r"window must be at least 32 pixels for .*, got 16"):
+        make_spec({**settings, "window": 16}, backbone)
+    spec = make_spec({**settings, "window": 32, "stride": 2}, backbone)
+    assert backbone(torch.zeros(1, 3, 32, 32)).shape[2:] == (32 // spec.patch_size,) * 2
+
+
 def test_settings_of_another_loading_of_the_backbone_are_refused(backbone: Backbone) -> None:
     with pytest.raises(ValueError, match="was loaded with layers"):
         make_spec({**SETTINGS, "layers": [1]}, backbone)
@@ -106,8 +177,13 @@ def test_a_spec_of_another_version_is_refused(backbone: Backbone) -> None:
     values = make_spec(SETTINGS, backbone).to_json()
     with pytest.raises(InputError, match="overlap missing or unknown"):
         FeatureSpec.from_json({k: v for k, v in values.items() if k != "overlap"})
-    with pytest.raises(InputError, match="stride missing or unknown"):
-        FeatureSpec.from_json({**values, "stride": 8})
+    for steps in ([1, 1], [1, 0, 1]):
+        with pytest.raises(InputError, match="slice_step of a feature spec must be three"):
+            FeatureSpec.from_json({**values, "slice_step": steps})
+    with pytest.raises(InputError, match="pitch missing or unknown"):
+        FeatureSpec.from_json({**values, "pitch": 8})
+    with pytest.raises(InputError, match="patch_size missing or unknown"):
+        FeatureSpec.from_json({k: v for k, v in values.items() if k != "patch_size"})
 
 
 @pytest.mark.parametrize(("precision", "amp"), [("bfloat16", True), ("float32", False)])

@@ -30,11 +30,11 @@ ORIENTATIONS = [
 ]
 
 
-def grid_over(shape, plane, steps, start=(0.0, 0.0, 0.0), channels=2, seed=0) -> PlaneGrid:
+def grid_over(shape, plane, steps, start=(0.0, 0.0, 0.0), channels=2, seed=0, every=1) -> PlaneGrid:
     """Random entries that cover a box, as the lattice of a volume does."""
     normal = NORMAL_AXIS[plane]
-    step = [1.0 if a == normal else s for a, s in enumerate(steps)]
-    start = [0.0 if a == normal else s for a, s in enumerate(start)]
+    step = [float(every) if a == normal else s for a, s in enumerate(steps)]
+    start = [(1 - every) / 2 if a == normal else s for a, s in enumerate(start)]
     count = [int(np.ceil((n - b) / s)) for n, b, s in zip(shape, start, step, strict=True)]
     values = torch.rand(channels, *count, generator=torch.Generator().manual_seed(seed))
     return PlaneGrid(values, tuple(start), tuple(step))
@@ -62,9 +62,10 @@ def grids_and_boxes(draw):
     shape = [draw(st.integers(1, 14)) for _ in range(3)]
     steps = [draw(st.sampled_from(STEPS)) for _ in range(3)]
     start = [-draw(st.floats(0, 1.9)) * s for s in steps]
+    every = draw(st.integers(1, 6))
     offset = [draw(st.integers(0, n - 1)) for n in shape]
     size = [draw(st.integers(1, n - o)) for n, o in zip(shape, offset, strict=True)]
-    return plane, shape, grid_over(shape, plane, steps, start), offset, size
+    return plane, shape, grid_over(shape, plane, steps, start, every=every), offset, size
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(1, 5), (4, 28), (7, 40), (18, 125), (5, 3), (6, 6)])
@@ -98,6 +99,16 @@ def test_upsampling_is_interpolation_between_the_centres_of_entries(drawn):
     )
 
 
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_that_have_tokens_keep_them_and_those_between_are_between(plane):
+    normal = NORMAL_AXIS[plane]
+    grid = grid_over((13, 13, 13), plane, (1.0, 1.0, 1.0), every=4)  # slices 0, 4, 8, 12
+    dense = upsample(grid, (13, 13, 13), plane).movedim(1 + normal, 0)
+    values = grid.values.movedim(1 + normal, 0)
+    assert torch.equal(dense[::4], values)
+    torch.testing.assert_close(dense[5], 0.75 * values[1] + 0.25 * values[2])
+
+
 @given(grids_and_boxes())
 def test_cropping_then_upsampling_is_upsampling_then_cropping(drawn):
     plane, shape, grid, offset, size = drawn
@@ -123,12 +134,14 @@ def test_a_crop_of_a_crop_is_a_crop(drawn, data):
     st.tuples(*[st.sampled_from(STEPS)] * 3),
     st.tuples(*[st.integers(0, 12)] * 3),
     st.tuples(*[st.integers(1, 9)] * 3),
+    st.integers(1, 6),
 )
-def test_crops_of_one_size_have_as_many_entries(plane, steps, offset, size):
-    grid = grid_over((21, 21, 21), plane, steps, start=[-0.3 * s for s in steps])
+def test_crops_of_one_size_have_as_many_entries(plane, steps, offset, size, every):
+    grid = grid_over((21, 21, 21), plane, steps, start=[-0.3 * s for s in steps], every=every)
     here, there = crop(grid, offset, size), crop(grid, (0, 3, 1), size)
     assert here.values.shape == there.values.shape
-    assert here.values.shape[1 + NORMAL_AXIS[plane]] == size[NORMAL_AXIS[plane]]
+    if every == 1:
+        assert here.values.shape[1 + NORMAL_AXIS[plane]] == size[NORMAL_AXIS[plane]]
 
 
 def test_a_crop_typed_by_hand():
@@ -152,7 +165,9 @@ def test_a_crop_typed_by_hand():
 @pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS, ids=str)
 def test_orienting_then_upsampling_is_upsampling_then_orienting(axes, flips):
     steps, start = (7.0, 125 / 18, 8.0), (-2.5, -0.25, -6.0)
-    grids = {p: grid_over(SHAPE, p, steps, start, seed=i) for i, p in enumerate(PLANES)}
+    grids = {
+        p: grid_over(SHAPE, p, steps, start, seed=i, every=1 + 2 * i) for i, p in enumerate(PLANES)
+    }
     expected = {
         plane: upsample(grid, SHAPE, plane).permute(0, *(1 + a for a in axes))
         for plane, grid in grids.items()
@@ -179,7 +194,10 @@ def test_projecting_then_upsampling_is_upsampling_then_projecting(planes):
     steps = (7.0, 125 / 18, 8.0)
     torch.manual_seed(0)
     fusion = TokenFusion(24, 5)
-    grids = {p: grid_over(SHAPE, p, steps, (-3.0, -1.0, 0.0), 24, i) for i, p in enumerate(planes)}
+    grids = {
+        p: grid_over(SHAPE, p, steps, (-3.0, -1.0, 0.0), 24, seed=i, every=1 + i)
+        for i, p in enumerate(planes)
+    }
     dense = average(grids, SHAPE)
     expected = fusion.project(dense.movedim(0, -1)).movedim(-1, 0)
     found = fusion(
