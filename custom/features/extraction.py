@@ -116,8 +116,8 @@ class PlaneExtraction:
             on_windows: called with the number of windows after every forward pass.
 
         Yields:
-            index of the slab's first slice in the box, and (C, slices, h, w) in the spec's dtype,
-            on the CPU; h and w along the in-plane axes in zyx order.
+            index of the slab's first slice in the box, and (C, slices, h, w) in the spec's
+            ``float_dtype``, on the CPU; h and w along the in-plane axes in zyx order.
 
         Raises:
             InputError: features are not finite.
@@ -126,11 +126,11 @@ class PlaneExtraction:
         for begin in range(first, self.shape[1], thickness):
             end = min(begin + thickness, self.shape[1])
             features = self._slab(begin, end, on_windows or (lambda windows: None))
-            features = features.to(getattr(torch, self.spec.dtype))
+            features = features.to(getattr(torch, self.spec.float_dtype))
             if not bool(torch.isfinite(features).all()):
                 raise InputError(
                     f"features of plane {self.lattice.plane}, slices {begin} to {end - 1} of the "
-                    f"ROI, are not finite in {self.spec.dtype}: raw holds NaN, or "
+                    f"ROI, are not finite in {self.spec.float_dtype}: raw holds NaN, or "
                     "features.final_norm should be true, or features.dtype float32."
                 )
             yield begin, features.cpu()
@@ -225,7 +225,7 @@ def extract_planes(
         progress: show a progress bar.
 
     Returns:
-        Per plane of ``spec``, in its dtype, on the CPU; (C, d, h, w) in zyx order.
+        Per plane of ``spec``, in its ``float_dtype``, on the CPU; (C, d, h, w) in zyx order.
 
     Raises:
         ValueError: the box is not inside the volume, or the backbone is not the spec's.
@@ -244,7 +244,7 @@ def extract_planes(
 def _plane_grid(extraction: PlaneExtraction, on_windows: Callable[[int], object]) -> PlaneGrid:
     """All slabs of one plane, normal axis moved to its place in zyx."""
     lattice = extraction.lattice
-    values = torch.empty(extraction.shape, dtype=getattr(torch, extraction.spec.dtype))
+    values = torch.empty(extraction.shape, dtype=getattr(torch, extraction.spec.float_dtype))
     for begin, slab in extraction.slabs(on_windows=on_windows):
         values[:, begin : begin + slab.shape[1]] = slab
     values = values.movedim(1, 1 + NORMAL_AXIS[lattice.plane])
