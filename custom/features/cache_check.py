@@ -156,7 +156,7 @@ def _array_defects(path: Path, described: Json, expected: Json, on_chunk: OnChun
         "channels": array.shape[0],
     }
     wrong = [*_unequal(found, described, "the metadata"), *_unequal(found, expected, "its volume")]
-    damaged = [] if wrong else list(_damaged_chunks(array, path, on_chunk))
+    damaged = [] if wrong else list(_damaged_chunks(array, path, described, on_chunk))
     yield from wrong + damaged
     if not wrong and not damaged:
         yield from _wrong_content(array, path, described)
@@ -170,10 +170,11 @@ def _unequal(found: Json, wanted: Json, source: str) -> list[str]:
     ]
 
 
-def _damaged_chunks(array: tensorstore.TensorStore, path: Path, on_chunk: OnChunk) -> Iterator[str]:
+def _damaged_chunks(
+    array: tensorstore.TensorStore, path: Path, described: Json, on_chunk: OnChunk
+) -> Iterator[str]:
     """File and reason of every chunk that cannot be read; checksums are verified on reading."""
-    shape, chunk = list(array.shape), list(array.chunk_layout.read_chunk.shape or ())
-    for box in _chunks(shape, chunk):
+    for box in _chunks(described["shape"], described["chunks"]):
         try:
             array[box].read().result()
         except ValueError as error:
