@@ -15,6 +15,7 @@ Value = TypeVar("Value", bound=np.generic)
 
 GOLDEN_RATIO = 0.6180339887498949
 MARGIN = 16
+BASIS_ROWS = 4000  # vectors that a basis is computed from; more change no colour that one could see
 
 
 def plane_slice(volume: NDArray[Value], plane: str, voxel_size: Sequence[float]) -> NDArray[Value]:
@@ -97,6 +98,35 @@ def matched_to_truth(
     alone = (names == 0) & (segments != 0)
     names[alone] = int(objects.max()) + 1 + np.arange(np.count_nonzero(alone))
     return names[index].reshape(segmentation.shape)
+
+
+def principal_colours(features: Sequence[NDArray[np.floating]]) -> list[Colours]:
+    """The first three principal components as red, green and blue, from one basis for all.
+
+    Each component's percentiles 1 and 99 become 0 and 255. Its sign is such that its largest weight
+    is positive. Components that the features do not have are 0.
+
+    Args:
+        features: arrays (..., C) of one C.
+
+    Returns:
+        (..., 3) for each.
+    """
+    vectors = np.concatenate([values.reshape(-1, values.shape[-1]) for values in features])
+    mean = vectors.mean(0)
+    sample = vectors[:: -(-len(vectors) // BASIS_ROWS)] - mean
+    basis = np.linalg.svd(sample, full_matrices=False)[2][:3]
+    basis = basis * np.sign(np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], 1))
+    parts = (vectors - mean) @ basis.T
+    low, high = np.percentile(parts, (1, 99), axis=0)
+    grey = np.clip((parts - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    colours = np.zeros((len(vectors), 3), np.uint8)
+    colours[:, : grey.shape[1]] = grey
+    ends = np.cumsum([values[..., 0].size for values in features])[:-1]
+    return [
+        part.reshape(*values.shape[:-1], 3)
+        for part, values in zip(np.split(colours, ends), features, strict=True)
+    ]
 
 
 def overlay(colours: Colours, grey: Colours) -> Colours:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,20 @@ import custom
 from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
-from custom.features.cache import RAW_KEPT, RAW_RESCALED, VolumeWriter, refuse_difference
+from custom.features.cache import RAW_KEPT, RAW_RESCALED, refuse_difference
 from custom.features.cache_files import (
-    FORMAT,
+    COMPRESSIONS,
     TOKEN_CHUNK,
     VOXEL_CHUNK,
     Json,
     VolumeFiles,
+    entry_of,
     read_json,
     slabs,
     volumes_in,
-    write_json,
+    writing,
 )
+from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.lattice import plane_lattice
@@ -92,13 +95,15 @@ class VolumeJob:
         }
 
     def bytes_needed(self, spec: FeatureSpec) -> int:
-        """Upper bound of the volume's size on disk: whole chunks, nothing compressed."""
+        """Upper bound of what the volume takes on disk: whole chunks, nothing compressed."""
         shape = self.opened.raw.metadata.shape
         lattices = (plane_lattice(spec, shape, self.opened.roi, plane) for plane in spec.planes)
-        entries = sum(_in_chunks(lattice.shape, TOKEN_CHUNK) for lattice in lattices)
+        entries = [_in_chunks(lattice.shape, TOKEN_CHUNK) for lattice in lattices]
+        values = sum(entries) * np.dtype(spec.dtype).itemsize
+        if spec.dtype == "int8":  # one plane at a time is float16 beside it, until it is complete
+            values += max(entries) * np.dtype(spec.float_dtype).itemsize
         per_voxel = 1 if self.opened.labels is None else 6
-        item = np.dtype(spec.dtype).itemsize
-        return entries * spec.channels * item + per_voxel * _in_chunks(
+        return values * spec.channels + per_voxel * _in_chunks(
             tuple(self.opened.roi.shape), VOXEL_CHUNK
         )
 
@@ -118,6 +123,11 @@ class Preprocessor:
         device: where the backbone computes.
         windows_at_once: batch size of the forward pass; ``None`` for the device's default.
         show_progress: draw progress bars.
+        compression: of the features: "none", "lz4" or "zstd". Finished volumes are kept as they
+            are, whatever theirs.
+
+    Raises:
+        InputError: an unknown section or compression.
     """
 
     def __init__(
@@ -130,6 +140,7 @@ class Preprocessor:
         device: str | torch.device = "cpu",
         windows_at_once: int | None = None,
         show_progress: bool = True,
+        compression: str = "none",
     ) -> None:
         self.datalist = Path(datalist)
         self.cache_dir = Path(cache_dir).expanduser().absolute()
@@ -142,6 +153,10 @@ class Preprocessor:
         self.device = device
         self.windows_at_once = windows_at_once
         self.show_progress = show_progress
+        if compression not in COMPRESSIONS:
+            known = ", ".join(COMPRESSIONS)
+            raise InputError(f"compression must be one of {known}, got {compression!r}")
+        self.compression = compression
 
     def run(self) -> list[Path]:
         """Fill the cache; returns the folders of its volumes in the datalist's order.
@@ -157,7 +172,7 @@ class Preprocessor:
         windows = {job.id: _intensity_window(job, spec) for job in pending}
         self._refuse_full_disk(pending, spec)
         with exclusive(self.cache_dir):
-            self._remove_leftovers(len(jobs))
+            self._remove_leftovers(jobs)
             for job in pending:
                 _mark_unfinished(job)
             for job in jobs:
@@ -172,27 +187,37 @@ class Preprocessor:
         """Every entry of the sections, opened and checked."""
         datalist = parse_datalist(self.datalist)
         named = [(name, entry) for name in self.sections for entry in datalist.section(name)]
+        held = {entry_of(files)["id"]: files.index for files in volumes_in(self.cache_dir)}
+        free = (index for index in count() if index not in held.values())
         return [
-            VolumeJob(VolumeFiles(self.cache_dir, index), section, open_entry(entry))
-            for index, (section, entry) in enumerate(named)
+            VolumeJob(
+                VolumeFiles(self.cache_dir, held[entry.id] if entry.id in held else next(free)),
+                section,
+                open_entry(entry),
+            )
+            for section, entry in named
         ]
 
     def _refuse_strangers(self, jobs: Sequence[VolumeJob]) -> None:
         """A cache may not hold finished volumes that the datalist does not have."""
-        for files in volumes_in(self.cache_dir):
-            if files.index >= len(jobs) and files.finished:
-                entry = read_json(files.metadata)["entry"]["id"]
+        for files in self._strangers(jobs):
+            if files.finished:
                 raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry '{entry}', which is "
-                    f"not in the datalist '{self.datalist}'; choose another cache_dir"
+                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry "
+                    f"'{entry_of(files)['id']}', which is not in the datalist '{self.datalist}'; "
+                    f"remove it (python -m scripts.cache prune) or choose another cache_dir"
                 )
 
-    def _remove_leftovers(self, count: int) -> None:
-        """Unfinished volumes of a longer datalist."""
-        for files in volumes_in(self.cache_dir):
-            if files.index >= count and not files.finished:
-                files.remove_arrays()
-                files.remove_progress()
+    def _remove_leftovers(self, jobs: Sequence[VolumeJob]) -> None:
+        """Unfinished volumes of another datalist."""
+        for files in self._strangers(jobs):
+            if not files.finished:
+                files.remove()
+
+    def _strangers(self, jobs: Sequence[VolumeJob]) -> list[VolumeFiles]:
+        """Volumes that are none of the jobs'."""
+        wanted = {job.files.index for job in jobs}
+        return [files for files in volumes_in(self.cache_dir) if files.index not in wanted]
 
     def _refuse_full_disk(self, jobs: Sequence[VolumeJob], spec: FeatureSpec) -> None:
         """The cache must fit before anything is computed for it."""
@@ -220,11 +245,11 @@ class Preprocessor:
             "raw_rule": RAW_KEPT if _is_uint8(job) else RAW_RESCALED,
             "backbone_seed": backbone.seed,
         }
-        writer = VolumeWriter(job.files, request)
+        writer = VolumeWriter(job.files, request, self.compression)
         if writer.resumed:
             logger.info("%s (%s): taken up again", job.files.name, job.id)
         _write_voxels(writer, job.opened, window)
-        count, planes = self._write_planes(writer, job, backbone, spec, window)
+        windows, planes = self._write_planes(writer, job, backbone, spec, window)
         seconds = time.perf_counter() - started
         writer.finish(
             {
@@ -232,13 +257,15 @@ class Preprocessor:
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "timing": {
                     "seconds": round(seconds, 3),
-                    "windows": count,
+                    "windows": windows,
                     "resumed": writer.resumed,
                 },
                 "versions": {"custom": custom.__version__, **{p: version(p) for p in PACKAGES}},
             }
         )
-        logger.info("%s (%s): finished, %d windows, %.1f s", job.files.name, job.id, count, seconds)
+        logger.info(
+            "%s (%s): finished, %d windows, %.1f s", job.files.name, job.id, windows, seconds
+        )
 
     def _write_planes(
         self,
@@ -268,6 +295,7 @@ class Preprocessor:
             for plane, extraction in planes.items():
                 for begin, slab in extraction.slabs(done[plane], bar.update):
                     writer.write_tokens(plane, begin, slab)
+                writer.complete_tokens(plane)
         placed = {
             plane: {"start": list(e.lattice.start), "step": list(e.lattice.step)}
             for plane, e in planes.items()
@@ -280,10 +308,12 @@ def exclusive(cache_dir: Path) -> Iterator[None]:
     """Hold a cache for writing; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or the folder may not be written.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with (cache_dir / ".lock").open("a+") as lock:
+    with writing(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        opened = (cache_dir / ".lock").open("a+")
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -309,7 +339,7 @@ def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
             raise InputError(
                 f"{job.files.arrays} was made from another source than entry '{job.id}' of the "
                 f"datalist: {name} ({found[name]}, not {wanted}). Choose another cache_dir or "
-                f"remove {job.files.metadata.name}."
+                f"remove {job.files.name}*."
             )
     return True
 
@@ -327,8 +357,7 @@ def _mark_unfinished(job: VolumeJob) -> None:
     source = job.source()
     found = read_json(job.files.progress).get("request", {})
     if found.get("entry") != source["entry"]:
-        marker = {"format": FORMAT, "request": source, "written": {}}
-        write_json(job.files.progress, marker)
+        job.files.mark_unfinished(source)
 
 
 def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:

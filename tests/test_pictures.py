@@ -12,6 +12,7 @@ from custom.pictures import (
     paint,
     plane_slice,
     png_bytes,
+    principal_colours,
 )
 
 
@@ -84,3 +85,25 @@ def test_a_contact_sheet_holds_every_image() -> None:
 def test_png_bytes_are_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 255, (5, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(image)))), image)
+
+
+def test_equal_features_have_one_colour_in_all_pictures() -> None:
+    features = np.random.default_rng(0).standard_normal((6, 5, 7)).astype(np.float32)
+    whole, part = principal_colours([features, features[2:4, 1:]])
+    assert whole.shape == (6, 5, 3) and whole.dtype == np.uint8
+    np.testing.assert_array_equal(part, whole[2:4, 1:])
+    assert (whole.reshape(-1, 3).max(0) == 255).all() and (whole.reshape(-1, 3).min(0) == 0).all()
+
+
+def test_the_direction_in_which_features_differ_most_is_red() -> None:
+    rng = np.random.default_rng(0)
+    amount = rng.uniform(-1, 1, 500)
+    features = amount[:, None] * np.array([0.0, 9.0, 3.0, 0.0]) + rng.normal(0, 0.1, (500, 4))
+    (colours,) = principal_colours([features])
+    assert np.corrcoef(colours[:, 0], amount)[0, 1] > 0.97
+    assert abs(np.corrcoef(colours[:, 1], amount)[0, 1]) < 0.2
+
+
+def test_fewer_than_three_channels_leave_a_colour_out() -> None:
+    (colours,) = principal_colours([np.arange(12.0).reshape(6, 2)])
+    assert not colours[:, 2].any()

@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,8 @@ from custom import preprocessing
 from custom.datalist import SECTIONS
 from custom.errors import InputError
 from custom.features import extraction
-from custom.features.cache import CachedVolume, VolumeWriter, open_cache
+from custom.features.cache import CachedVolume, open_cache
+from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
 from custom.features.spec import load_backbone_and_spec
 from custom.planes import PLANES
@@ -275,7 +278,7 @@ def test_other_settings_for_a_finished_cache_are_refused(datalist: Path, finishe
     [
         ({"roi": {"offset": [3, 2, 1], "shape": [17, 12, 9]}}, "another source .*: roi "),
         ({"labels": None, "mask": None}, "another source .*: entry "),
-        ({"id": "other"}, "another source than entry 'other' .*: entry "),
+        ({"id": "other"}, "holds volume_000000 of entry 'a', which is not in the datalist"),
         ({"intensity_window": [1, 2]}, "another source .*: given_intensity_window "),
     ],
 )
@@ -391,6 +394,163 @@ def test_the_bundles_config_preprocesses(datalist: Path, finished: Path, tmp_pat
     parser.get_parsed_content("preprocessing")
     assert_same_arrays(finished, tmp_path / "cache")
     assert parser.config["run"] == parser.config["preprocessing"]
+
+
+# --- int8 and compression ---
+
+INT8 = {**FEATURES, "dtype": "int8"}
+
+
+@pytest.fixture(scope="module")
+def finished_int8(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache_dir = tmp_path_factory.mktemp("int8") / "cache"
+    preprocessor(datalist, cache_dir, features=INT8, compression="lz4").run()
+    return cache_dir
+
+
+def test_int8_features_from_the_cache_and_from_raw_differ_by_half_a_step(
+    datalist: Path, finished_int8: Path
+) -> None:
+    raw = np.load(datalist.parent / "raw.npy")
+    backbone, spec = load_backbone_and_spec(VIT, INT8)
+    volume = open_cache(finished_int8, ids=["a"], spec=spec)[0]
+    roi, window = Roi(ROI["offset"], ROI["shape"]), volume.metadata["intensity_window"]
+    fresh = extract_planes(
+        lambda box: raw[box.to_slices()], SHAPE, roi, backbone, spec, tuple(window)
+    )
+    for plane in PLANES:
+        steps = torch.tensor(volume.metadata["arrays"][f"tokens_{plane}"]["scales"])
+        cached, direct = volume.plane_grid(plane).values, fresh[plane].values
+        assert cached.dtype == direct.dtype == torch.float16
+        error = (cached.float() - direct.float()).abs()
+        assert (error <= steps.view(-1, 1, 1, 1) / 2 + 2e-3).all()
+
+
+@pytest.mark.parametrize("writes", [5, 6, 7, 8, 9, 10, 11])
+def test_an_interrupted_int8_run_ends_with_the_same_cache(
+    datalist: Path,
+    finished_int8: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writes: int,
+) -> None:
+    write, count = VolumeWriter._write, 0
+
+    def failing(self: VolumeWriter, *args: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > writes:
+            raise KeyboardInterrupt
+        write(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VolumeWriter, "_write", failing)
+        preprocessor(datalist, tmp_path / "cache", features=INT8, compression="lz4").run()
+    preprocessor(datalist, tmp_path / "cache", features=INT8, compression="lz4").run()
+    assert_same_arrays(finished_int8, tmp_path / "cache")
+    scales = [
+        [volume.metadata["arrays"][f"tokens_{plane}"]["scales"] for plane in PLANES]
+        for cache_dir in (finished_int8, tmp_path / "cache")
+        for volume in open_cache(cache_dir)
+    ]
+    assert scales[:3] == scales[3:]
+
+
+def test_int8_for_a_cache_made_as_float16_is_refused(datalist: Path, finished: Path) -> None:
+    with pytest.raises(InputError, match=r"dtype \(float16, not int8\).*features\.dtype"):
+        preprocessor(datalist, finished, features=INT8).run()
+
+
+def test_compression_is_no_part_of_the_features(
+    datalist: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    preprocessor(datalist, finished, compression="zstd").run()
+    assert {v.metadata["compression"] for v in open_cache(finished)} == {"none"}
+    with pytest.raises(InputError, match="compression must be one of none, lz4, zstd, got 'gzip'"):
+        preprocessor(datalist, finished, compression="gzip")
+
+
+def test_an_unfinished_volume_of_another_compression_is_made_anew(
+    datalist: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: VolumeWriter, metadata: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VolumeWriter, "finish", stop)
+        preprocessor(datalist, tmp_path / "cache").run()
+    preprocessor(datalist, tmp_path / "cache", compression="zstd").run()
+    assert_same_arrays(finished, tmp_path / "cache")
+    assert {v.metadata["compression"] for v in open_cache(tmp_path / "cache")} == {"zstd"}
+
+
+def test_an_int8_cache_has_room_for_the_plane_that_is_still_float16(
+    datalist: Path, finished: Path
+) -> None:
+    _, spec = load_backbone_and_spec(VIT, FEATURES)
+    _, packed = load_backbone_and_spec(VIT, INT8)
+    for job in preprocessor(datalist, finished)._jobs():
+        arrays = CachedVolume(job.files.arrays).metadata["arrays"]
+        sizes = [np.prod(arrays[f"tokens_{plane}"]["shape"]) for plane in PLANES]
+        assert job.bytes_needed(packed) >= sum(sizes) + 2 * max(sizes)
+        assert job.bytes_needed(packed) < job.bytes_needed(spec) * 1.5
+
+
+# --- a cache and its datalist ---
+
+
+def test_volumes_are_found_by_their_entrys_id(
+    datalist: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_dir = shutil.copytree(finished, tmp_path / "cache")
+    preprocessing.VolumeFiles(cache_dir, 0).remove()
+    values = json.loads(datalist.read_text())
+    del values["training"]
+    path = datalist.parent / "without_training.json"
+    path.write_text(json.dumps(values))
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocessing, "PlaneExtraction", None)
+        preprocessor(path, cache_dir).run()
+    preprocessor(datalist, cache_dir).run()
+    assert_same_arrays(finished, cache_dir)
+
+
+def test_a_folder_that_may_not_be_written_is_said(
+    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, **_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(InputError, match=r"cache' cannot be written \(Permission denied\): allow"):
+        preprocessor(datalist, tmp_path / "cache").run()
+
+
+def test_target_settings_never_extract_again(
+    datalist: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
+    parser = ConfigParser()
+    parser.read_config(ROOT / "bundle" / "configs" / "preprocess.json")
+    parser.update(
+        {
+            "bundle_root": str(ROOT / "bundle"),
+            "datalist": str(datalist),
+            "cache_dir": str(finished),
+            "backbone": VIT,
+            "device": "cpu",
+            "sections": list(SECTIONS),
+            "affinity_offsets": [[0, 0, 7]],
+            "lsd_sigma_nm": 11.0,
+            "boundary_power": 3.0,
+            **{f"features#{key}": value for key, value in FEATURES.items()},
+        }
+    )
+    parser.get_parsed_content("initialize")
+    parser.get_parsed_content("preprocessing")
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
 
 
 KILLED = """

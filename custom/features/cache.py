@@ -1,6 +1,5 @@
-"""The feature cache: write a volume's features, raw and labels once, read crops of them often."""
+"""The feature cache as readers see it: crops of a volume's features, raw and labels."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,123 +8,30 @@ import numpy as np
 import tensorstore
 import torch
 from funlib.geometry.roi import Roi
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from custom.errors import InputError
 from custom.features.cache_files import (
     FORMAT,
-    TOKEN_CHUNK,
-    VOXEL_CHUNK,
-    Json,
-    VolumeFiles,
-    bytes_on_disk,
-    create_array,
-    create_group,
+    entry_of,
     open_array,
+    read_array,
     read_json,
+    refuse_older,
     token_array,
     volumes_in,
-    write_json,
 )
+from custom.features.quantisation import restore
 from custom.features.spec import DEFAULTS, FeatureSpec
 from custom.features.triplane import PlaneGrid, entries_for, placed_at, take
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
 
-logger = logging.getLogger(__name__)
-
 RUN_PREPROCESSING = "run preprocessing"
 
 RAW_KEPT = "as it is"
 RAW_RESCALED = "intensity_window to 0-255, clipped"
-
-
-class VolumeWriter:
-    """Writes one volume of a cache, slab by slab, and takes up an interrupted one.
-
-    Every array grows along one axis; after each slab a marker says how far it is, so that a run
-    that was killed goes on where it stood. ``finish`` makes the volume exist.
-
-    Args:
-        files: where the volume lies.
-        request: all that decides what is written, plain JSON values; work of an interrupted run
-            counts only if it had the same request.
-
-    Raises:
-        ValueError: the volume is finished.
-    """
-
-    def __init__(self, files: VolumeFiles, request: Mapping[str, Any]) -> None:
-        if files.finished:
-            raise ValueError(f"{files.arrays} is finished")
-        self.files = files
-        found = read_json(files.progress)
-        self._progress: Json = {"format": FORMAT, "request": dict(request), "written": {}}
-        self.resumed = found.get("request") == self._progress["request"] and any(found["written"])
-        if self.resumed:
-            self._progress = found
-        else:  # the marker first: if this is killed, the next run does not trust what is left
-            write_json(files.progress, self._progress)
-            files.remove_arrays()
-        create_group(files.arrays)
-        self._arrays: dict[str, tensorstore.TensorStore] = {}
-
-    def create_tokens(self, plane: str, shape: Sequence[int], dtype: str) -> int:
-        """Array (C, slices, h, w) of a plane; returns how many slices are there already."""
-        chunks = (shape[0], *TOKEN_CHUNK)
-        return self._create(token_array(plane), shape, dtype, chunks, compress=False)
-
-    def create_voxels(self, name: str, shape: Sequence[int], dtype: DTypeLike) -> int:
-        """Array (D, H, W) of voxels; returns how many sections are there already."""
-        return self._create(name, shape, dtype, VOXEL_CHUNK, compress=True)
-
-    def _create(
-        self,
-        name: str,
-        shape: Sequence[int],
-        dtype: DTypeLike,
-        chunks: Sequence[int],
-        compress: bool,
-    ) -> int:
-        path = self.files.arrays / name
-        self._arrays[name] = create_array(path, shape, dtype, chunks, compress)
-        return int(self._progress["written"].get(name, 0))
-
-    def write_table(self, name: str, values: NDArray[Any]) -> None:
-        """A one-dimensional array, whole."""
-        self._create(name, values.shape, values.dtype, values.shape, compress=True)
-        self._write(name, (slice(None),), values, len(values))
-
-    def write_tokens(self, plane: str, begin: int, values: Tensor) -> None:
-        """Features (C, slices, h, w) of the slices from ``begin`` on."""
-        end = begin + values.shape[1]
-        self._write(token_array(plane), (slice(None), slice(begin, end)), values.numpy(), end)
-
-    def write_voxels(self, name: str, begin: int, values: NDArray[Any]) -> None:
-        """Sections (sections, H, W) from ``begin`` on."""
-        end = begin + len(values)
-        self._write(name, (slice(begin, end),), values, end)
-
-    def _write(self, name: str, place: tuple[slice, ...], values: NDArray[Any], end: int) -> None:
-        self._arrays[name][place].write(values).result()
-        self._progress["written"][name] = end
-        write_json(self.files.progress, self._progress)
-
-    def finish(self, metadata: Mapping[str, Any]) -> None:
-        """Write the metadata, with the arrays' shapes and sizes: from now on the volume exists."""
-        arrays = {name: self._describe(name, array) for name, array in self._arrays.items()}
-        everything = {"format": FORMAT, **self._progress["request"], **metadata, "arrays": arrays}
-        write_json(self.files.metadata, everything)
-        self.files.remove_progress()
-
-    def _describe(self, name: str, array: tensorstore.TensorStore) -> Json:
-        return {
-            "shape": list(array.shape),
-            "dtype": array.dtype.name,
-            "chunks": array.spec().to_json()["metadata"]["chunks"],
-            "bytes": bytes_on_disk(self.files.arrays / name),
-        }
 
 
 class CachedVolume:
@@ -138,13 +44,16 @@ class CachedVolume:
         path: the volume's folder, ``<cache_dir>/volume_000000.zarr``.
 
     Raises:
-        InputError: there is no such volume, or its preprocessing has not finished.
+        InputError: there is no such volume, its preprocessing has not finished, or an earlier
+            version wrote it. When it is read: a file is missing or damaged; the message names
+            volume, array and file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         name = self.path.name.removesuffix(".zarr")
         metadata = read_json(self.path.with_name(f"{name}_metadata.json"))
+        refuse_older(metadata.get("format"), self.path.parent)
         if metadata.get("format") != FORMAT or not self.path.is_dir():
             raise InputError(
                 f"cached volume '{self.path}' is not there or not finished: {RUN_PREPROCESSING}"
@@ -207,7 +116,7 @@ class CachedVolume:
         """
         start, step = self.placement(plane)
         if roi is None:
-            values = self._read(token_array(plane)).movedim(1, 1 + NORMAL_AXIS[plane])
+            values = self._tokens(token_array(plane)).movedim(1, 1 + NORMAL_AXIS[plane])
             return PlaneGrid(values, start, step)
         first, count = entries_for(start, step, roi.offset, roi.shape)
         return placed_at(self.read_tokens(plane, Roi(first, count)), start, step, first, roi.offset)
@@ -217,11 +126,11 @@ class CachedVolume:
 
         Args:
             plane: "xy", "xz" or "yz".
-            entries: box of entries, zyx: voxels along the plane's normal, patches along the other
+            entries: box of entries, zyx: slices along the plane's normal, patches along the other
                 axes. It may stick out; the grid's border repeats there, as in interpolation.
 
         Returns:
-            (C, d, h, w) in the cache's dtype.
+            (C, d, h, w) in the spec's ``float_dtype``.
         """
         name, normal = token_array(plane), NORMAL_AXIS[plane]
         shape = list(self.metadata["arrays"][name]["shape"][1:])
@@ -230,7 +139,7 @@ class CachedVolume:
         end = [min(max(e, 1), n) for e, n in zip(entries.end, shape, strict=True)]
         box = [slice(a, max(a + 1, b)) for a, b in zip(first, end, strict=True)]
         box.insert(0, box.pop(normal))
-        values = self._read(name, (slice(None), *box)).movedim(1, 1 + normal)
+        values = self._tokens(name, (slice(None), *box)).movedim(1, 1 + normal)
         return take(
             values, [b - f for b, f in zip(entries.begin, first, strict=True)], entries.shape
         )
@@ -255,20 +164,23 @@ class CachedVolume:
 
     def label_ids(self) -> NDArray[np.uint64]:
         """The source's id of every cached label: ``label_ids()[labels]``."""
-        ids: NDArray[np.uint64] = self._array("gt_ids").read().result()
-        return ids
+        return self._values("gt_ids")
 
     def _read_voxels(self, name: str, roi: Roi) -> NDArray[Any]:
         """Box of a voxel array, padded with 0."""
         part = roi.intersect(Roi((0, 0, 0), self.shape))
-        array = self._array(name)
-        values = np.zeros(tuple(roi.shape), dtype=array.dtype.numpy_dtype)
+        values = np.zeros(tuple(roi.shape), dtype=self._array(name).dtype.numpy_dtype)
         if not part.empty:
-            values[(part - roi.offset).to_slices()] = array[part.to_slices()].read().result()
+            values[(part - roi.offset).to_slices()] = self._values(name, part.to_slices())
         return values
 
-    def _read(self, name: str, box: tuple[slice, ...] = ()) -> Tensor:
-        return torch.from_numpy(self._array(name)[box].read().result())
+    def _tokens(self, name: str, box: tuple[slice, ...] = ()) -> Tensor:
+        values = torch.from_numpy(self._values(name, box))
+        scales = self.metadata["arrays"][name].get("scales")
+        return values if scales is None else restore(values, torch.tensor(scales))
+
+    def _values(self, name: str, box: tuple[slice, ...] = ()) -> NDArray[Any]:
+        return read_array(self._array(name), self.path / name, box)
 
     def _array(self, name: str) -> tensorstore.TensorStore:
         if name not in self._arrays:  # two threads may both open it; either handle will do
@@ -296,7 +208,7 @@ def open_cache(
     """
     cache_dir = Path(cache_dir).absolute()
     where = f"cache_dir '{cache_dir}'"
-    entries = {files: _entry(files) for files in volumes_in(cache_dir)}
+    entries = {files: entry_of(files) for files in volumes_in(cache_dir)}
     wanted = {
         files: entry
         for files, entry in entries.items()
@@ -337,12 +249,3 @@ def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> N
 def _config_key(field: str) -> str:
     """The config's key that a field of a FeatureSpec follows from."""
     return f"features.{field}" if field in DEFAULTS else "backbone"
-
-
-def _entry(files: VolumeFiles) -> Json:
-    """Entry that a volume is made from, finished or not."""
-    if files.finished:
-        entry: Json = read_json(files.metadata)["entry"]
-    else:
-        entry = read_json(files.progress)["request"]["entry"]
-    return entry

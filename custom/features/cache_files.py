@@ -1,24 +1,37 @@
 """Where a cached volume lies, the arrays in it, and the marker of an unfinished one."""
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from custom.errors import InputError
 from custom.files import write_atomically
 
-FORMAT = "emseg feature cache 1"
+FORMAT = "emseg feature cache 2"
+OLDER_FORMATS = ("emseg feature cache 1",)  # Zarr v2, without checksums
+COMPRESSIONS = ("none", "lz4", "zstd")
 TOKEN_CHUNK = (16, 4, 4)  # slices, patches, patches; of all channels
 VOXEL_CHUNK = (64, 64, 64)
 
 Json = dict[str, Any]
+
+# The outside of the machine, not of the code: what keeps a file from being written.
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+_FILE_ERROR = re.compile(
+    r'local file "([^"]*)":? (?:is )?(.*?)(?:; at byte \d+)?(?: \[\w+=.*)?$', re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -64,16 +77,37 @@ class VolumeFiles:
         """Whether the volume exists."""
         return self.metadata.is_file()
 
+    @property
+    def parts(self) -> list[Path]:
+        """Parts of files whose writing was killed."""
+        beside = self.cache_dir.glob(f".{self.name}_*.json.*")
+        return sorted([*beside, *self.arrays.glob(".zarr.json.*")])
+
     def remove_arrays(self) -> None:
         """Remove what an unfinished volume has left."""
-        if self.arrays.exists():
-            shutil.rmtree(self.arrays)
+        with writing(self.arrays):
+            if self.arrays.exists():
+                shutil.rmtree(self.arrays)
 
     def remove_progress(self) -> None:
         """Remove the marker, and parts of files whose writing was killed."""
-        for part in self.cache_dir.glob(f".{self.name}_*.json.*"):
-            part.unlink(missing_ok=True)
-        self.progress.unlink(missing_ok=True)
+        with writing(self.progress):
+            for part in self.parts:
+                part.unlink(missing_ok=True)
+            self.progress.unlink(missing_ok=True)
+
+    def mark_unfinished(self, source: Mapping[str, Any]) -> None:
+        """From now on the volume is known to be wanted, and its files to be ours."""
+        write_json(self.progress, {"format": FORMAT, "request": dict(source), "written": {}})
+
+    def remove(self) -> None:
+        """Remove the volume; killed midway, it is an unfinished one."""
+        if self.finished:
+            self.mark_unfinished({"entry": read_json(self.metadata)["entry"]})
+            with writing(self.metadata):
+                self.metadata.unlink()
+        self.remove_arrays()
+        self.remove_progress()
 
 
 def volumes_in(cache_dir: Path) -> list[VolumeFiles]:
@@ -94,12 +128,35 @@ def _index_of(path: Path) -> int:
     files = VolumeFiles(path.parent, int(digits) if digits.isdigit() else 0)
     ours = path in (files.arrays, files.metadata, files.progress)
     marks = [mark for mark in (files.metadata, files.progress) if mark.is_file()]
-    if not ours or not marks or any(read_json(mark).get("format") != FORMAT for mark in marks):
+    formats = [read_json(mark).get("format") for mark in marks]
+    for found in formats:
+        refuse_older(found, path.parent)
+    if not ours or not marks or any(found != FORMAT for found in formats):
         raise InputError(
             f"cache_dir '{path.parent}' holds '{path.name}', which preprocessing did not write; "
             f"choose another cache_dir"
         )
     return files.index
+
+
+def refuse_older(found: object, cache_dir: Path) -> None:
+    """Refuse a volume's format that only earlier versions wrote.
+
+    Raises:
+        InputError: it is one of ``OLDER_FORMATS``.
+    """
+    if found in OLDER_FORMATS:
+        raise InputError(
+            f"cache_dir '{cache_dir}' was written by an earlier version, without checksums: remove "
+            f"it or choose another cache_dir, and run preprocessing again"
+        )
+
+
+def entry_of(files: VolumeFiles) -> Json:
+    """Entry of the datalist that a volume of ``volumes_in`` is made from, finished or not."""
+    found = read_json(files.metadata) or read_json(files.progress)["request"]
+    entry: Json = found["entry"]
+    return entry
 
 
 def read_json(path: Path) -> Json:
@@ -113,7 +170,8 @@ def read_json(path: Path) -> Json:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a file of the cache, whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+    with writing(path):
+        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def token_array(plane: str) -> str:
@@ -122,30 +180,130 @@ def token_array(plane: str) -> str:
 
 
 def create_group(path: Path) -> None:
-    """Empty Zarr v2 group."""
-    write_json(path / ".zgroup", {"zarr_format": 2})
+    """Empty Zarr v3 group."""
+    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
 def open_array(path: Path) -> tensorstore.TensorStore:
-    """An array of a finished volume, for reading."""
-    return tensorstore.open(_array_spec(path), read=True, write=False).result()
+    """An array of a volume, for reading; a chunk that is missing is an error, not zeros.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    spec = {**_array_spec(path), "fill_missing_data_reads": False}
+    with _reading(path):
+        return tensorstore.open(spec, read=True, write=False).result()
+
+
+def read_array(
+    array: tensorstore.TensorStore, path: Path, box: tuple[slice, ...] = ()
+) -> NDArray[Any]:
+    """A box of an array that ``open_array`` opened at ``path``.
+
+    Raises:
+        InputError: one of its chunks is missing or not as it was written.
+    """
+    with _reading(path):
+        values: NDArray[Any] = array[box].read().result()
+    return values
 
 
 def create_array(
-    path: Path, shape: Sequence[int], dtype: DTypeLike, chunks: Sequence[int], compress: bool
+    path: Path, shape: Sequence[int], dtype: DTypeLike, chunks: Sequence[int], compression: str
 ) -> tensorstore.TensorStore:
-    """A Zarr v2 array for writing; one that is there already with the same metadata is kept."""
-    compressor = {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 1} if compress else None
+    """A Zarr v3 array for writing; one that is there already with the same metadata is kept.
+
+    Every chunk ends in a checksum, and every chunk is stored, zeros too: so a chunk that is missing
+    or damaged is noticed when it is read.
+
+    Args:
+        path: of the array.
+        shape: of the array.
+        dtype: of the array.
+        chunks: at most this large.
+        compression: one of ``COMPRESSIONS``.
+    """
+    chunk_shape = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
     metadata = {
         "shape": list(shape),
-        "chunks": [min(c, s) for c, s in zip(chunks, shape, strict=True)],
-        "dtype": np.dtype(dtype).str,
-        "compressor": compressor,
-        "dimension_separator": "/",
-        "fill_value": None,
+        "data_type": np.dtype(dtype).name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "codecs": _codecs(compression),
+        "fill_value": np.zeros((), dtype).item(),
     }
-    spec = {**_array_spec(path), "metadata": metadata}
-    return tensorstore.open(spec, create=True, open=True).result()
+    spec = {**_array_spec(path), "metadata": metadata, "store_data_equal_to_fill_value": True}
+    with writing(path):
+        return tensorstore.open(spec, create=True, open=True).result()
+
+
+def write_array(
+    array: tensorstore.TensorStore, path: Path, box: tuple[slice, ...], values: NDArray[Any]
+) -> None:
+    """Write a box of an array that ``create_array`` made at ``path``."""
+    with writing(path):
+        array[box].write(values).result()
+
+
+def _codecs(compression: str) -> list[Json]:
+    """From values to the bytes of a chunk; the checksum is of what lies on the disk."""
+    blosc = {"cname": compression, "clevel": 3, "shuffle": "shuffle"}
+    return [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        *([] if compression == "none" else [{"name": "blosc", "configuration": blosc}]),
+        {"name": "crc32c"},
+    ]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one sentence why a file of the cache cannot be written, if the disk is the reason.
+
+    Raises:
+        InputError: the disk is full, or the folder may not be written.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
+        found = _OS_ERROR.search(str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if code not in WRITE_ERRORS:
+            raise
+        full = code in (errno.ENOSPC, errno.EDQUOT)
+        raise InputError(
+            f"cache file '{path}' cannot be written ({os.strerror(code)}): "
+            f"{'make room' if full else 'allow writing there'} or choose another cache_dir; what "
+            f"is written is kept, the same command goes on from there"
+        ) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the volume, the array and the file when an array at ``path`` cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        file, reason = file_at_fault(error, path)
+        name = path.parent.name.removesuffix(".zarr")
+        raise InputError(
+            f"cached volume '{path.parent}': file '{file}' of array '{path.name}' is missing or "
+            f"damaged ({reason}); remove {name}* from the cache and run preprocessing again"
+        ) from error
+
+
+def file_at_fault(error: ValueError, path: Path) -> tuple[str, str]:
+    """What TensorStore could not read of an array.
+
+    Args:
+        error: that TensorStore raised; one that is about no file is raised again.
+        path: of the array.
+
+    Returns:
+        The file's path inside the array's folder, such as "c/0/3/1", and the reason.
+    """
+    found = _FILE_ERROR.search(str(error))
+    if found is None:
+        raise error
+    return os.path.relpath(found[1], path), found[2]
 
 
 def bytes_on_disk(path: Path) -> int:
@@ -160,4 +318,4 @@ def slabs(size: int, thickness: int, first: int = 0) -> Iterator[tuple[int, int]
 
 
 def _array_spec(path: Path) -> Json:
-    return {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path.absolute()}/"}}
+    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path.absolute()}/"}}

@@ -117,7 +117,7 @@ class PlaneExtraction:
 
         Yields:
             index of the slab's first slice among those of the lattice, and (C, slices, h, w) in
-            the spec's dtype, on the CPU; h and w along the in-plane axes in zyx order.
+            the spec's ``float_dtype``, on the CPU; h and w along the in-plane axes in zyx order.
 
         Raises:
             InputError: features are not finite.
@@ -126,12 +126,12 @@ class PlaneExtraction:
         for begin in range(first, self.shape[1], thickness):
             end = min(begin + thickness, self.shape[1])
             features = self._slab(begin, end, on_windows or (lambda windows: None))
-            features = features.to(getattr(torch, self.spec.dtype))
+            features = features.to(getattr(torch, self.spec.float_dtype))
             if not bool(torch.isfinite(features).all()):
                 slices = self.lattice.normal[begin:end]
                 raise InputError(
                     f"features of plane {self.lattice.plane}, slices {slices[0]} to {slices[-1]} "
-                    f"of the volume, are not finite in {self.spec.dtype}: raw holds NaN, or "
+                    f"of the volume, are not finite in {self.spec.float_dtype}: raw holds NaN, or "
                     "features.final_norm should be true, or features.dtype float32."
                 )
             yield begin, features.cpu()
@@ -227,7 +227,7 @@ def extract_planes(
         progress: show a progress bar.
 
     Returns:
-        Per plane of ``spec``, in its dtype, on the CPU; (C, d, h, w) in zyx order.
+        Per plane of ``spec``, in its ``float_dtype``, on the CPU; (C, d, h, w) in zyx order.
 
     Raises:
         ValueError: the box is not inside the volume, or the backbone is not the spec's.
@@ -246,7 +246,7 @@ def extract_planes(
 def _plane_grid(extraction: PlaneExtraction, on_windows: Callable[[int], object]) -> PlaneGrid:
     """All slabs of one plane, normal axis moved to its place in zyx."""
     lattice = extraction.lattice
-    values = torch.empty(extraction.shape, dtype=getattr(torch, extraction.spec.dtype))
+    values = torch.empty(extraction.shape, dtype=getattr(torch, extraction.spec.float_dtype))
     for begin, slab in extraction.slabs(on_windows=on_windows):
         values[:, begin : begin + slab.shape[1]] = slab
     values = values.movedim(1, 1 + NORMAL_AXIS[lattice.plane])

@@ -27,7 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
     "layout": "tokens",
 }
 PRECISIONS = ("bfloat16", "float32")
-DTYPES = ("float16", "float32")
+DTYPES = ("float16", "float32", "int8")
 LAYOUTS = ("tokens",)
 
 
@@ -54,7 +54,7 @@ class FeatureSpec:
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
         precision: that the backbone computes in, "bfloat16" (autocast) or "float32".
-        dtype: of the stored features.
+        dtype: of the stored features; "int8" has one scale per channel, plane and volume.
         layout: "tokens": patch grids of the planes.
 
     Raises:
@@ -143,6 +143,11 @@ class FeatureSpec:
     def slice_step_of(self, plane: str) -> int:
         """Voxels between the slices of one of ``planes`` that have tokens."""
         return self.slice_step[PLANES.index(plane)]
+
+    @property
+    def float_dtype(self) -> str:
+        """Type of features in memory: those that are stored as int8 are float16 there."""
+        return "float16" if self.dtype == "int8" else self.dtype
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``json.dump``."""

@@ -210,7 +210,7 @@ def test_an_unfinished_cache_is_refused(project: Path) -> None:
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(RuntimeError, match="Failed to evaluate"),
     ):
-        patch.setattr("custom.features.cache.VolumeWriter.finish", power_cut)
+        patch.setattr("custom.features.cache_writer.VolumeWriter.finish", power_cut)
         tiny.run("preprocessing", project)
     sentence = refused("training", project)
     says(sentence, [str(project / "cache"), "synthetic-training", "unfinished", "preprocessing"])

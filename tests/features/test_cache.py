@@ -1,5 +1,11 @@
+import errno
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,93 +17,14 @@ import zarr
 from funlib.geometry.roi import Roi
 
 from custom.errors import InputError
-from custom.features.cache import CachedVolume, VolumeWriter, open_cache
-from custom.features.cache_files import VolumeFiles, volumes_in
+from custom.features import cache_files
+from custom.features.cache import CachedVolume, open_cache
+from custom.features.cache_files import COMPRESSIONS, VolumeFiles, volumes_in
+from custom.features.cache_writer import VolumeWriter
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import crop, upsample
 from custom.planes import NORMAL_AXIS, PLANES
-
-SHAPE = (20, 12, 30)
-STEP = {0: 4.0, 1: 2.5, 2: 3.0}
-START = {0: -1.5, 1: -2.0, 2: 0.0}
-SPEC = FeatureSpec(
-    backbone="folder",
-    digest="0123",
-    patch_size=8,
-    channels=3,
-    layers=(2,),
-    final_norm=True,
-    pixels_per_voxel=(2.0, 3.2, 8 / 3),
-    window=64,
-    overlap=0,
-    stride=8,
-    planes=PLANES,
-    slice_step=(1, 1, 1),
-    intensity_percentiles=(0.1, 99.9),
-    image_mean=(0.5, 0.5, 0.5),
-    image_std=(0.2, 0.2, 0.2),
-    precision="float32",
-    dtype="float16",
-    layout="tokens",
-)
-
-
-def request(index: int = 0, section: str = "training", **changes: Any) -> dict[str, Any]:
-    return {
-        "entry": {"id": f"cube{index}", "section": section},
-        "roi": {"offset": [5, 6, 7], "shape": list(SHAPE)},
-        "voxel_size_nm": [8.0, 4.0, 4.5],
-        "features": {**SPEC.to_json(), **changes},
-    }
-
-
-def tokens(plane: str) -> torch.Tensor:
-    """Grid (C, slices, h, w) with one neighbour beyond the ROI."""
-    normal = NORMAL_AXIS[plane]
-    sizes = [
-        SHAPE[a] if a == normal else int(-(-(SHAPE[a] - START[a]) // STEP[a])) + 1 for a in range(3)
-    ]
-    sizes.insert(0, sizes.pop(normal))
-    generator = torch.Generator().manual_seed(normal)
-    return torch.randn((3, *sizes), generator=generator).half()
-
-
-def voxels() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "raw": rng.integers(0, 256, SHAPE, dtype=np.uint8),
-        "gt": rng.integers(0, 5, SHAPE, dtype=np.uint32),
-        "mask": rng.random(SHAPE) < 0.5,
-    }
-
-
-IDS = np.array([0, 7, 2**40, 2**63, 2**64 - 1], np.uint64)
-
-
-def write(files: VolumeFiles, asked: dict[str, Any], labels: bool = True) -> None:
-    writer = VolumeWriter(files, asked)
-    if labels:
-        writer.write_table("gt_ids", IDS)
-    for name, values in voxels().items():
-        if name == "raw" or labels:
-            writer.create_voxels(name, SHAPE, values.dtype)
-            writer.write_voxels(name, 0, values)
-    for plane in PLANES:
-        values = tokens(plane)
-        writer.create_tokens(plane, values.shape, "float16")
-        for begin in range(0, values.shape[1], 16):
-            writer.write_tokens(plane, begin, values[:, begin : begin + 16])
-    writer.finish({"planes": placements()})
-
-
-def placements() -> dict[str, Any]:
-    return {
-        plane: {
-            "start": [0.0 if a == NORMAL_AXIS[plane] else START[a] for a in range(3)],
-            "step": [1.0 if a == NORMAL_AXIS[plane] else STEP[a] for a in range(3)],
-        }
-        for plane in PLANES
-    }
+from tests.features.cached import IDS, SHAPE, SPEC, placements, request, tokens, voxels, write
 
 
 @pytest.fixture
@@ -176,9 +103,9 @@ def test_a_volume_may_be_pickled_after_reading_and_read_from_threads(volume: Cac
             np.testing.assert_array_equal(found, expected)
 
 
-def test_arrays_are_plain_zarr_v2_in_small_chunks(volume: CachedVolume) -> None:
+def test_arrays_are_plain_zarr_v3_in_small_chunks(volume: CachedVolume) -> None:
     group = zarr.open_group(volume.path, mode="r")
-    assert group.metadata.zarr_format == 2
+    assert group.metadata.zarr_format == 3
     np.testing.assert_array_equal(group["raw"][:], voxels()["raw"])
     np.testing.assert_array_equal(group["tokens_xz"][:], tokens("xz").numpy())
     assert group["tokens_xz"].chunks[0] == 3
@@ -308,3 +235,183 @@ def test_what_is_not_a_cache_is_refused(tmp_path: Path) -> None:
     (original / "volume_000000_metadata.json").write_text('{"volume_index": 0}')
     with pytest.raises(InputError, match="which preprocessing did not write"):
         open_cache(original)
+
+
+def test_a_cache_of_an_earlier_version_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    write(VolumeFiles(tmp_path, 0), request())
+    path = tmp_path / "volume_000000_metadata.json"
+    path.write_text(path.read_text().replace("emseg feature cache 2", "emseg feature cache 1"))
+    for action in (volumes_in, open_cache, lambda at: CachedVolume(at / "volume_000000.zarr")):
+        with pytest.raises(InputError, match=r"without checksums: remove it .* run preprocessing"):
+            action(tmp_path)
+
+
+# --- damage ---
+
+
+def flip(byte: int) -> Callable[[Path], object]:
+    def damage(chunk: Path) -> None:
+        content = bytearray(chunk.read_bytes())
+        content[byte] ^= 4
+        chunk.write_bytes(content)
+
+    return damage
+
+
+def truncate(chunk: Path) -> None:
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+
+
+def empty(chunk: Path) -> None:
+    chunk.write_bytes(b"")
+
+
+DAMAGES = [flip(0), flip(37), flip(-1), flip(-5), truncate, empty, Path.unlink]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_damaged_chunk_is_named_when_it_is_read(
+    tmp_path: Path, compression: str, dtype: str
+) -> None:
+    write(VolumeFiles(tmp_path, 0), request(dtype=dtype), compression=compression)
+    volume = CachedVolume(tmp_path / "volume_000000.zarr")
+    places = {"tokens_xz": "c/0/0/1/0", "gt": "c/0/0/0", "mask": "c/0/0/0", "raw": "c/0/0/0"}
+    readers = {
+        "tokens_xz": lambda: volume.plane_grid("xz", Roi((4, 0, 0), (12, 2, 2))),
+        "raw": lambda: volume.read_raw(Roi((0, 0, 0), (2, 2, 2))),
+        "gt": lambda: volume.read_labels(Roi((0, 0, 0), (2, 2, 2))),
+        "mask": lambda: volume.read_labels(Roi((0, 0, 0), (2, 2, 2))),
+    }
+    for name, file in places.items():
+        chunk = volume.path / name / file
+        content = chunk.read_bytes()
+        for damage in DAMAGES:
+            damage(chunk)
+            with pytest.raises(InputError) as caught:
+                readers[name]()
+            for words in (f"'{volume.path}'", f"'{file}'", f"'{name}'", "run preprocessing again"):
+                assert words in str(caught.value)
+            assert "\n" not in str(caught.value)
+            chunk.write_bytes(content)
+        readers[name]()
+
+
+def test_a_lost_array_is_named(volume: CachedVolume) -> None:
+    (volume.path / "raw" / "zarr.json").unlink()
+    with pytest.raises(InputError, match=r"file 'zarr\.json' of array 'raw' is missing"):
+        volume.read_raw(Roi((0, 0, 0), SHAPE))
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_compression_changes_no_value(tmp_path: Path, compression: str) -> None:
+    write(VolumeFiles(tmp_path, 0), request(), compression=compression)
+    volume = CachedVolume(tmp_path / "volume_000000.zarr")
+    grid = volume.plane_grid("yz")
+    assert torch.equal(grid.values, tokens("yz").movedim(1, 3))
+    found = json.loads((volume.path / "tokens_yz" / "zarr.json").read_text())["codecs"]
+    names = [c.get("configuration", {}).get("cname", c["name"]) for c in found]
+    assert names == ["bytes", *([] if compression == "none" else [compression]), "crc32c"]
+
+
+# --- int8 ---
+
+
+def test_int8_features_are_read_within_half_a_step_of_every_channel(tmp_path: Path) -> None:
+    write(VolumeFiles(tmp_path, 0), request(dtype="int8"))
+    volume = CachedVolume(tmp_path / "volume_000000.zarr")
+    for plane in PLANES:
+        expected = tokens(plane).movedim(1, 1 + NORMAL_AXIS[plane]).float()
+        found = volume.plane_grid(plane)
+        assert found.values.dtype == torch.float16
+        step = expected.abs().amax((1, 2, 3), keepdim=True) / 127
+        error = (found.values.float() - expected).abs()
+        assert (error <= step / 2 + expected.abs() * 2**-10).all()
+        described = volume.metadata["arrays"][f"tokens_{plane}"]
+        assert described["dtype"] == "int8"
+        torch.testing.assert_close(torch.tensor(described["scales"]), step.flatten())
+        box = volume.plane_grid(plane, Roi((3, 5, 11), (9, 4, 13)))
+        assert torch.equal(box.values, crop(found, (3, 5, 11), (9, 4, 13)).values)
+    assert not list(volume.path.glob("*float16*"))
+
+
+def test_an_int8_cache_is_refused_where_float16_is_wanted(tmp_path: Path) -> None:
+    write(VolumeFiles(tmp_path, 0), request())
+    wanted = FeatureSpec.from_json({**SPEC.to_json(), "dtype": "int8"})
+    with pytest.raises(InputError, match=r"dtype \(float16, not int8\).*change features\.dtype"):
+        open_cache(tmp_path, spec=wanted)
+
+
+# --- disks that do not take it ---
+
+
+FULL_DISK = """
+import sys, torch
+from pathlib import Path
+from custom.errors import InputError
+from custom.features.cache_files import VolumeFiles
+from custom.features.cache_writer import VolumeWriter
+files = VolumeFiles(Path(sys.argv[1]), 0)
+writer = VolumeWriter(files, {})
+writer.create_tokens("xy", (64, 64, 16, 16), "float16")
+try:
+    for begin in range(0, 64, 16):
+        writer.write_tokens("xy", begin, torch.ones(64, 16, 16, 16).half())
+except InputError as error:
+    print(error)
+print(VolumeWriter(files, {}).create_tokens("xy", (64, 64, 16, 16), "float16"))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_a_sentence_and_keeps_what_is_written(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    outside = ["unshare", "-rm", "sh", "-c", script, "sh"]
+    if shutil.which("unshare") is None or subprocess.call([*outside, str(tmp_path), "true", ""]):
+        pytest.skip("mounting a small disk needs a user namespace")
+    done = subprocess.run(
+        [*outside, str(tmp_path), sys.executable, FULL_DISK],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sentence, kept = done.stdout.splitlines()
+    assert "tokens_xy' cannot be written (No space left on device): make room" in sentence
+    assert kept == "16"
+
+
+def test_tensorstores_word_for_a_full_disk_is_understood(tmp_path: Path) -> None:
+    text = "Failed to write 43012 bytes to file 3: No space left on device [os_error_code='28']"
+    sentence = r"No space left on device\): make room or choose"
+    with pytest.raises(InputError, match=sentence), cache_files.writing(tmp_path):
+        raise ValueError(f"RESOURCE_EXHAUSTED: {text}")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "No space left on device): make room"),
+        (errno.EROFS, "Read-only file system): allow writing there"),
+        (errno.EACCES, "Permission denied): allow writing there"),
+    ],
+)
+def test_a_marker_that_cannot_be_written_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, words: str
+) -> None:
+    def failing(path: Path, content: bytes) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(cache_files, "write_atomically", failing)
+    with pytest.raises(InputError) as caught:
+        VolumeWriter(VolumeFiles(tmp_path, 0), request())
+    assert words in str(caught.value)
+    assert "volume_000000_progress.json" in str(caught.value)
+
+
+def test_other_mistakes_while_writing_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken") as caught, cache_files.writing(tmp_path):
+        raise ValueError("broken")
+    assert not isinstance(caught.value, InputError)
+    with pytest.raises(FileNotFoundError), cache_files.writing(tmp_path):
+        (tmp_path / "absent").read_bytes()

@@ -1,0 +1,165 @@
+"""Look into a feature cache: list, check, prune and show its volumes.
+
+From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show> <cache_dir> ...``
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from custom.cache_pictures import volume_sheet
+from custom.datalist import parse_datalist
+from custom.errors import InputError
+from custom.features.cache import CachedVolume
+from custom.features.cache_check import check_cache
+from custom.features.cache_files import VolumeFiles, bytes_on_disk, entry_of, read_json, volumes_in
+from custom.features.cache_prune import removable
+from custom.files import write_atomically
+from custom.pictures import png_bytes
+from custom.preprocessing import exclusive
+
+COLUMNS = ("id", "section", "shape", "features", "channels", "bytes", "bytes/voxel", "state")
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a user's mistake end the command with its sentence and status 1."""
+
+    @wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except InputError as mistake:
+            raise SystemExit(str(mistake)) from None
+
+    return explained
+
+
+@_explained
+def list_volumes(cache: str) -> None:
+    """Print a table of a cache's volumes.
+
+    Args:
+        cache: folder of the cache.
+    """
+    rows = [COLUMNS, *(_row(files) for files in _volumes(cache))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+@_explained
+def check(cache: str) -> None:
+    """Read every chunk of a cache; print one line per defect, status 1 if there is any.
+
+    Args:
+        cache: folder of the cache.
+    """
+    found = check_cache(Path(str(cache)))
+    for defect in found.defects:
+        print(defect)
+    megabytes = found.bytes_read / 1e6
+    print(
+        f"{found.volumes} volumes, {len(found.defects)} defects; read {megabytes:.1f} MB in "
+        f"{found.seconds:.1f} s, {megabytes / max(found.seconds, 1e-9):.0f} MB/s"
+    )
+    if found.defects:
+        raise SystemExit(1)
+
+
+@_explained
+def prune(cache: str, datalist: str | None = None, dry_run: bool = False) -> None:
+    """Remove unfinished volumes and what killed runs left, and say what and how much.
+
+    Args:
+        cache: folder of the cache.
+        datalist: also remove volumes that no entry of this datalist names.
+        dry_run: only say what would be removed.
+    """
+    folder = Path(str(cache))
+    _volumes(cache)
+    wanted = None
+    if datalist is not None:
+        wanted = {entry.id for entry in parse_datalist(Path(str(datalist))).entries()}
+    total = 0
+    with nullcontext() if dry_run else exclusive(folder):
+        for item in removable(folder, wanted):
+            size, entry = item.size, entry_of(item.files)["id"]
+            verb, what = "would remove" if dry_run else "removed", item.files.name
+            if not dry_run:
+                item.remove()
+            total += size
+            print(f"{verb} {what} ({entry}): {item.reason}, {size / 1e6:.1f} MB")
+    print(f"{total / 1e6:.1f} MB in all{' would be freed' if dry_run else ' freed'}")
+
+
+@_explained
+def show(cache: str, volume: str, png: str | None = None) -> None:
+    """Write a PNG of a volume: raw, features and labels of the middle slices of its planes.
+
+    Features are coloured by their first three principal components, one basis for all planes.
+
+    Args:
+        cache: folder of the cache.
+        volume: id of the datalist's entry, or name such as volume_000000.
+        png: file to write; <id>.png in the current folder if it is not given.
+    """
+    known = {entry_of(files)["id"]: files for files in _volumes(cache)}
+    found = known.get(str(volume)) or {f.name: f for f in known.values()}.get(str(volume))
+    if found is None:
+        raise InputError(f"cache '{cache}' has no volume '{volume}', only {', '.join(known)}")
+    content = png_bytes(volume_sheet(CachedVolume(found.arrays)))
+    path = Path(f"{entry_of(found)['id']}.png" if png is None else str(png)).absolute()
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror}; give --png") from error
+    print(path)
+
+
+def _volumes(cache: str) -> list[VolumeFiles]:
+    found = volumes_in(Path(str(cache)))
+    if not found:
+        raise InputError(f"'{cache}' holds no volume of a feature cache; give a cache_dir")
+    return found
+
+
+def _row(files: VolumeFiles) -> tuple[str, ...]:
+    """Cells of one volume; what an unfinished one does not know yet is a dash."""
+    entry = entry_of(files)
+    known = read_json(files.metadata) or read_json(files.progress)["request"]
+    shape = known["roi"]["shape"] if "roi" in known else []
+    features = known.get("features")
+    size = bytes_on_disk(files.arrays)
+    return (
+        str(entry["id"]),
+        str(entry.get("section", "-")),
+        " x ".join(map(str, shape)) or "-",
+        _in_short(features, known.get("compression")) if features else "-",
+        str(features["channels"]) if features else "-",
+        str(size),
+        f"{size / prod(shape):.1f}" if files.finished else "-",
+        "finished" if files.finished else "unfinished",
+    )
+
+
+def _in_short(features: dict[str, Any], compression: str | None) -> str:
+    """What made the features, in a few words."""
+    scale = features["pixels_per_voxel"]
+    pixels = f"{scale[0]:g}" if len(set(scale)) == 1 else ",".join(f"{s:g}" for s in scale)
+    packed = "" if compression in (None, "none") else f" {compression}"
+    return (
+        f"{Path(features['backbone']).name} layers {','.join(map(str, features['layers']))}, "
+        f"{pixels} px/voxel, window {features['window']}, {' '.join(features['planes'])}, "
+        f"{features['dtype']}{packed}"
+    )
+
+
+COMMANDS = {"list": list_volumes, "check": check, "prune": prune, "show": show}
+
+if __name__ == "__main__":
+    fire.Fire(COMMANDS)

@@ -1,0 +1,103 @@
+"""``python -m scripts.cache`` as a user meets it."""
+
+import json
+from pathlib import Path
+
+import fire
+import numpy as np
+import pytest
+from PIL import Image
+from scripts import cache
+
+from custom.features.cache import open_cache
+from custom.features.cache_files import VolumeFiles
+from custom.features.cache_writer import VolumeWriter
+from tests.features.cached import SHAPE, request, write
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished int8 volume and an unfinished one."""
+    path = tmp_path / "cache"
+    write(VolumeFiles(path, 0), request(0, dtype="int8"), compression="zstd")
+    VolumeWriter(VolumeFiles(path, 1), request(1))
+    return path
+
+
+def run(*command: object) -> None:
+    fire.Fire(cache.COMMANDS, command=[str(part) for part in command])
+
+
+def test_list_shows_every_volume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("list", folder)
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == list(cache.COLUMNS)
+    size = sum(p.stat().st_size for p in (folder / "volume_000000.zarr").rglob("*") if p.is_file())
+    for words in ("cube0", "training", "20 x 12 x 30", "folder layers 2", "int8 zstd", "finished"):
+        assert words in first
+    assert f"{size}" in first and f"{size / np.prod(SHAPE):.1f}" in first
+    assert "cube1" in second and second.rstrip().endswith("unfinished")
+
+
+def test_check_says_what_is_wrong_and_ends_with_1(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk = folder / "volume_000000.zarr" / "tokens_xy" / "c" / "0" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    with pytest.raises(SystemExit) as ended:
+        run("check", folder)
+    assert ended.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("volume_000000 (cube0), tokens_xy, c/0/1/0/0: ")
+    assert lines[1] == "volume_000001 (cube1): unfinished: run preprocessing"
+    assert lines[2].startswith("2 volumes, 2 defects; read ") and lines[2].endswith("MB/s")
+
+
+def test_prune_then_check_finds_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("prune", folder, "--dry_run")
+    assert "would remove volume_000001 (cube1): unfinished" in capsys.readouterr().out
+    assert (folder / "volume_000001.zarr").exists()
+    assert not (folder / ".lock").exists()
+    run("prune", folder)
+    out = capsys.readouterr().out
+    assert "removed volume_000001 (cube1): unfinished" in out and "MB in all freed" in out
+    run("check", folder)
+    assert "1 volumes, 0 defects" in capsys.readouterr().out
+
+
+def test_prune_removes_what_a_datalist_does_not_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(VolumeFiles(folder, 2), request(2, dtype="int8"))
+    np.save(tmp_path / "raw.npy", np.zeros(SHAPE, np.uint8))
+    entry = {"id": "cube2", "raw": "raw.npy", "voxel_size_nm": {"raw": [8, 4, 4.5]}}
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"name": "cubes", "test": [entry]}))
+    run("prune", folder, "--datalist", datalist)
+    assert "removed volume_000000 (cube0): not in the datalist" in capsys.readouterr().out
+    assert [volume.id for volume in open_cache(folder)] == ["cube2"]
+
+
+@pytest.mark.parametrize("name", ["cube0", "volume_000000"])
+def test_show_writes_a_picture(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("show", folder, name, "--png", tmp_path / "volume.png")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "volume.png")
+    with Image.open(tmp_path / "volume.png") as picture:
+        assert picture.size[0] > 3 * SHAPE[2]
+
+
+@pytest.mark.parametrize("verb", ["list", "check", "prune", "show"])
+def test_a_mistake_ends_in_one_sentence(tmp_path: Path, verb: str) -> None:
+    arguments = [tmp_path / "absent", *(["cube0"] if verb == "show" else [])]
+    with pytest.raises(SystemExit, match=r"absent'.* no volume"):
+        run(verb, *arguments)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_show_names_the_volumes_there_are(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="has no volume 'cube7', only cube0, cube1"):
+        run("show", folder, "cube7")
+    with pytest.raises(SystemExit, match="not finished: run preprocessing"):
+        run("show", folder, "cube1")
