@@ -15,6 +15,7 @@ import numpy as np
 from custom.datalist import DatalistEntry, open_entry
 from custom.errors import InputError
 from custom.json_fields import hint
+from custom.locations import Location
 from custom.volumes import open_volume
 from custom.voxel_grid import Triple
 from custom.zarr_metadata import children, read_node
@@ -95,8 +96,8 @@ def _level(group: Path, size: Triple) -> Path:
     """The array of a multiscale group whose voxels have this size."""
     sizes = {}
     for name in children(group):
-        if (node := read_node(group / name)) is not None and node.array is not None:
-            sizes[name] = open_volume(node.path, field="level").metadata.voxel_size_nm
+        if (node := read_node(Location(str(group / name)))) is not None and node.array is not None:
+            sizes[name] = open_volume(group / name, field="level").metadata.voxel_size_nm
     for name, found in sizes.items():
         if np.allclose(found, size, rtol=SAME_SIZE, atol=0):
             return group / name
@@ -109,7 +110,7 @@ def _level(group: Path, size: Triple) -> Path:
 
 def _check_instances(level: Path) -> None:
     """Refuse what CellMap's own metadata say is not fit for instance labels."""
-    node = read_node(level)
+    node = read_node(Location(str(level)))
     annotation = _at(node.attributes if node else {}, "cellmap", "annotation")
     if _at(annotation, "annotation_type", "type") == "semantic_segmentation":
         raise InputError(f"{level} has one id for all objects (semantic segmentation)")

@@ -236,7 +236,7 @@ def test_a_crop_larger_than_every_volume_is_refused(project: Path) -> None:
 def test_other_token_channels_than_the_features_have_are_refused(project: Path) -> None:
     shutil.rmtree(project / "model")
     sentence = refused("training", project, token_channels=384)
-    says(sentence, ["token_channels is 384", "16 channels", "volume_000000.zarr"])
+    says(sentence, ["token_channels is 384", "16 channels", "synthetic-training"])
 
 
 @pytest.mark.parametrize("name", ["training", "inference"])
