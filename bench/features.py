@@ -25,6 +25,7 @@ from custom.features.extraction import extract_planes
 from custom.features.spec import load_backbone_and_spec
 from custom.features.triplane import entries_for
 from custom.planes import NORMAL_AXIS
+from custom.volumes import create_ome_zarr_array, open_volume
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
 VIT_S: Mapping[str, Any] = {
@@ -76,6 +77,8 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
     (volume,) = open_cache(folder / "cache", "training")
     extraction = volume.metadata["timing"]["seconds"]
     voxels = setting.cube**3
+    if volume.metadata["timing"]["windows"] != windows:
+        raise RuntimeError(f"expected {windows} windows, got {volume.metadata['timing']}")
     return [
         Figure("features.extract_over_backbone", extraction / (before + after), "1"),
         Figure("features.extract_voxels_per_second", voxels / extraction, "1/s"),
@@ -93,12 +96,26 @@ def _datalist(setting: Setting, folder: Path) -> Path:
         _python("-m", "scripts.synthetic", "--out", str(folder), "--size", size)
         raw, labels = (folder / "synthetic.zarr" / p for p in ("raw", "labels/cells"))
     else:
-        raw, labels = (setting.data / p for p in ("raw", "labels/neurons"))
+        raw, labels = (_cut(setting, p, folder) for p in ("raw", "labels/neurons"))
     roi = {"offset": [0, 0, 0], "shape": [setting.cube] * 3}
     entry = {"id": "cube", "raw": str(raw), "labels": str(labels), "roi": roi}
     path = folder / "cube.json"
     path.write_text(json.dumps({"name": "bench", "training": [entry]}))
     return path
+
+
+def _cut(setting: Setting, name: str, folder: Path) -> Path:
+    """The first cube of a volume as a volume of its own, so that its windows end where it does."""
+    assert setting.data is not None
+    source = open_volume(str(setting.data / name))
+    values = source.read(Roi((0, 0, 0), [setting.cube] * 3))
+    voxel_size_nm, shape = source.metadata.voxel_size_nm, values.shape
+    array = create_ome_zarr_array(
+        folder / "cube.zarr", name, shape, str(values.dtype), "zyx", voxel_size_nm,
+        (0.0, 0.0, 0.0), (64, 64, 64), {},
+    )  # fmt: skip
+    array.write(values).result()
+    return folder / "cube.zarr" / name
 
 
 def _seconds_of_forward_passes(backbone: Backbone, window: int, count: int) -> float:
