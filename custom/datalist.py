@@ -167,6 +167,11 @@ class OpenEntry:
             annotated &= _read_padded(self.mask, roi, self.mask_offset)[0] != 0
         return labels.astype(np.uint64), annotated
 
+    def label_ids(self) -> NDArray[np.uint64]:
+        """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id."""
+        found = [np.unique(self.read_labels(slab)[0]) for slab in _slabs(self.roi)]
+        return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
+
 
 def parse_datalist(path: str | Path) -> Datalist:
     """Read and check a datalist.

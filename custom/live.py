@@ -156,9 +156,7 @@ class LiveVolume:
     @cached_property
     def label_ids(self) -> NDArray[np.uint64]:
         """The source's id of every label, ascending, 0 first."""
-        sections = (Roi((z, 0, 0), (1, *self.shape[1:])) for z in range(self.shape[0]))
-        found = [np.unique(self.opened.read_labels(self._in_raw(roi))[0]) for roi in sections]
-        return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
+        return self.opened.label_ids()
 
     def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
         """A plane's features for a box, or for the whole ROI, which are kept.

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from funlib.geometry.roi import Roi
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 import custom
@@ -379,7 +378,7 @@ def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWind
         writer.write_voxels("raw", begin, to_uint8(raw, window))
     if opened.labels is None:
         return
-    ids = _label_ids(opened)
+    ids = opened.label_ids()
     writer.write_table("gt_ids", ids)
     done = writer.create_voxels("gt", shape, np.uint32)
     writer.create_voxels("mask", shape, np.bool_)
@@ -387,16 +386,6 @@ def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWind
         labels, annotated = opened.read_labels(_sections(opened.roi, begin, end))
         writer.write_voxels("mask", begin, annotated)
         writer.write_voxels("gt", begin, np.searchsorted(ids, labels).astype(np.uint32))
-
-
-def _label_ids(opened: OpenEntry) -> NDArray[np.uint64]:
-    """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id."""
-    depth = int(opened.roi.shape[0])
-    found = [
-        np.unique(opened.read_labels(_sections(opened.roi, begin, end))[0])
-        for begin, end in slabs(depth, VOXEL_CHUNK[0])
-    ]
-    return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
 
 
 def _sections(roi: Roi, begin: int, end: int) -> Roi:

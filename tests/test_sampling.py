@@ -164,6 +164,7 @@ def test_the_same_command_again_is_fine_another_is_refused(sources: Path, tmp_pa
         ({"size": 0}, "size must be 3 whole numbers from 1 on"),
         ({"size": 4, "count": 0}, "count must be 1 whole numbers from 1 on"),
         ({"size": 4, "include": "x*"}, "no entry of section 'training' .* its ids are: large"),
+        ({"size": 4, "cuont": 3}, "there is no option --cuont"),
         ({"size": 4, "section": "train"}, "did you mean 'training'"),
     ],
 )

@@ -34,6 +34,7 @@ def cubes(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     seed: int = 0,
+    **unknown: object,
 ) -> None:
     """Replace the entries of a section by random cubes inside their ROIs.
 
@@ -52,8 +53,11 @@ def cubes(
         include: patterns of entry ids to sample, such as "jrc_*"; several as a list.
         exclude: patterns of entry ids to leave out.
         seed: another seed, other cubes.
+        unknown: refused.
     """
     try:
+        if unknown:
+            raise InputError(f"there is no option --{min(unknown)}; see --help")
         rules = CubeRules(min_ground_truth_fraction, min_label_fraction, min_unique_ids)
         chosen = [p if isinstance(p, (list, tuple)) else [p] for p in (include, exclude)]
         cube = whole_numbers(list(size) if not isinstance(size, int) else [size] * 3, 3, 1, "size")
