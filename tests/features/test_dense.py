@@ -46,8 +46,8 @@ def write_dense(
     for plane in planes:
         values = tokens(plane).to(getattr(torch, "float16" if dtype == "int8" else dtype))
         done = writer.create_tokens(plane, values.shape, dtype)
-        for begin in range(done, values.shape[1], 5):
-            writer.write_tokens(plane, begin, values[:, begin : begin + 5])
+        for begin in range(done, values.shape[1], 10):
+            writer.write_tokens(plane, begin, values[:, begin : begin + 10])
         writer.complete_tokens(plane)
     writer.combine({plane: (grid.start, grid.step) for plane, grid in grids(planes).items()})
     finish(writer)
@@ -126,42 +126,55 @@ class Killed(BaseException):
     """Nobody catches it."""
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_a_run_that_was_killed_anywhere_ends_with_the_same_array(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
-    """Killed before every single write and removal in turn."""
-    whole = write_dense(VolumeFiles(tmp_path / "whole", 0), dtype).read_features()
-    count, files = 0, VolumeFiles(tmp_path / "killed", 0)
+STEPS = ("_write", "_remove_grid", "finish")
 
-    def dying(work: Any) -> Any:
+
+class Fuse:
+    """Lets so many steps of the writer pass, then kills."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = 0
+        for name in STEPS:
+            monkeypatch.setattr(DenseVolumeWriter, name, self.on(getattr(DenseVolumeWriter, name)))
+
+    def on(self, work: Any) -> Any:
         def step(*args: Any) -> Any:
-            nonlocal count
-            count -= 1
-            if count < 0:
+            self.left -= 1
+            if self.left < 0:
                 raise Killed
             return work(*args)
 
         return step
 
-    for name in ("_write", "_remove_grid", "finish"):
-        monkeypatch.setattr(DenseVolumeWriter, name, dying(getattr(DenseVolumeWriter, name)))
-    for allowed in [1, 2, 3, 1, 5, 1, 1, 1, 3, *[1] * 5, 11, 7, *[1] * 30]:
-        count = allowed
+    def survives(self, steps: int, files: VolumeFiles, dtype: str) -> bool:
+        """Write with so many steps to live."""
+        self.left = steps
         try:
             write_dense(files, dtype)
-            break
         except Killed:
             assert not files.finished
-    else:
-        count = 1000
-        write_dense(files, dtype)
-    assert torch.equal(CachedVolume(files.arrays).read_features(), whole)
-    assert {p.name for p in files.arrays.iterdir()} == {"zarr.json", "raw", "features"}
-    assert [p.name for p in sorted(files.cache_dir.iterdir())] == [
-        "volume_000000.zarr",
-        "volume_000000_metadata.json",
-    ]
+            return False
+        return True
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_run_that_was_killed_anywhere_ends_with_the_same_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Killed before every single step in turn, and once more two steps later."""
+    monkeypatch.setattr(dense, "TILE", (10, 12, 15))
+    whole = write_dense(VolumeFiles(tmp_path / "whole", 0), dtype).read_features()
+    fuse = Fuse(monkeypatch)
+    for steps in range(100):
+        files = VolumeFiles(tmp_path / f"killed{steps}", 0)
+        if fuse.survives(steps, files, dtype):
+            break
+        assert fuse.survives(2, files, dtype) or fuse.survives(1000, files, dtype)
+        assert torch.equal(CachedVolume(files.arrays).read_features(), whole)
+        assert {p.name for p in files.arrays.iterdir()} == {"zarr.json", "raw", "features"}
+        names = sorted(p.name for p in files.cache_dir.iterdir())
+        assert names == ["volume_000000.zarr", "volume_000000_metadata.json"]
+    assert 14 < steps < 99
 
 
 def test_grids_are_not_asked_for_again_when_the_voxels_are_complete(
