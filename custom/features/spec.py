@@ -56,7 +56,8 @@ class FeatureSpec:
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
         precision: that the backbone computes in, "bfloat16" (autocast) or "float32".
-        dtype: of the stored features; "int8" has one scale per channel, plane and volume.
+        dtype: of the stored features; "int8" has one scale per channel and volume, of tokens one
+            per plane, too.
         layout: "tokens": patch grids of the planes; "dense": one vector per voxel, the mean over
             the planes of their upsampled grids.
         upsampler: what the user called the guided upsampler: "anyup" or a folder; None for linear
@@ -113,6 +114,11 @@ class FeatureSpec:
             raise InputError(
                 f"features.upsampler {self.upsampler!r} works on whole patches: set "
                 f"features.stride to null, not {self.stride}, or features.upsampler to null."
+            )
+        if self.window < 2 * self.patch_size:
+            raise InputError(
+                f"features.upsampler {self.upsampler!r} needs neighbouring patches: set "
+                f"features.window to at least {2 * self.patch_size} pixels, not {self.window}."
             )
 
     def _check_planes(self) -> None:

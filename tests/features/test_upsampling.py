@@ -301,6 +301,10 @@ SETTINGS: dict[str, Any] = {"window": 16, "layout": "dense"}
     [
         ({"layout": "tokens"}, "is not linear.*set features.layout to 'dense'"),
         ({"stride": 2}, "works on whole patches: set features.stride to null, not 2"),
+        (
+            {"window": 4},
+            "needs neighbouring patches: set features.window to at least 8 pixels, not 4",
+        ),
         ({"upsampler": 3}, "upsampler must be null, 'anyup' or a folder, got 3"),
     ],
 )
