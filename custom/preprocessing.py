@@ -306,7 +306,7 @@ class Preprocessor:
                 writer.complete_tokens(plane)
         placements = {p: (e.lattice.start, e.lattice.step) for p, e in planes.items()}
         if isinstance(writer, DenseVolumeWriter):
-            writer.combine(placements)
+            writer.combine(placements, self.show_progress)
         placed = {p: {"start": list(a), "step": list(b)} for p, (a, b) in placements.items()}
         return total - initial, placed
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from funlib.geometry.roi import Roi
 from torch import Tensor
+from tqdm import tqdm
 
 from custom.features.cache_files import (
     DENSE_ARRAY,
@@ -56,8 +57,8 @@ class DenseVolumeWriter(VolumeWriter):
         """Grid (C, slices, h, w) of a plane; returns how many slices are there already."""
         if self._progress["written"].get(DENSE_ARRAY) == self._box[0]:
             return shape[1]
-        chunks = (shape[0], *GRID_CHUNK)
-        return self._create(_grid(plane), shape, self._spec.float_dtype, chunks, "none")
+        kept, chunks = "float16" if dtype == "int8" else dtype, (shape[0], *GRID_CHUNK)
+        return self._create(_grid(plane), shape, kept, chunks, "none")
 
     def write_tokens(self, plane: str, begin: int, values: Tensor) -> None:
         """Features (C, slices, h, w), float, of the slices from ``begin`` on."""
@@ -67,17 +68,19 @@ class DenseVolumeWriter(VolumeWriter):
     def complete_tokens(self, plane: str) -> None:
         """Nothing yet: a voxel needs all planes."""
 
-    def combine(self, placements: Placements) -> None:
+    def combine(self, placements: Placements, show_progress: bool = False) -> None:
         """Make the voxels' features, when all planes are complete.
 
         Args:
             placements: start and step of every plane's grid, voxels, zyx.
+            show_progress: draw a progress bar.
         """
         shape = (self._spec.channels, *self._box)
         chunks = (self._spec.channels, *DENSE_CHUNK)
         done = self._create(DENSE_ARRAY, shape, self._spec.dtype, chunks, self._compression)
         store = self._in_stored_form(placements)
-        for box, end in tiles(self._box, done):
+        boxes = list(tiles(self._box, done))
+        for box, end in tqdm(boxes, "voxels", unit="box", disable=not show_progress):
             values = store(self._average(placements, box))
             self._write(DENSE_ARRAY, (slice(None), *box.to_slices()), values.numpy(), end)
         for plane in placements:
