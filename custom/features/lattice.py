@@ -243,7 +243,7 @@ def plane_lattice(
             spec.window,
             spec.overlap,
             spec.stride,
-            spec.refinement[axis],
+            finer=spec.refinement[axis],
         )
         wanted = lattice.patches_for(offset, size)
         start[axis] = lattice.corner + wanted.start * lattice.step - offset

@@ -245,7 +245,7 @@ def test_upsampled_features_of_a_box_are_those_of_the_volume_cropped(
 
 def test_finer_entries_are_blended_like_their_patches() -> None:
     """Shares of all windows sum to one, and a finer ramp has the coarse one's mean in a patch."""
-    coarse, fine = (AxisLattice(50, 1.0, 4, 20, 12, 4, finer) for finer in (1, 3))
+    coarse, fine = (AxisLattice(50, 1.0, 4, 20, 12, 4, finer=finer) for finer in (1, 3))
     assert fine.num_patches == 38 and coarse.num_patches == 13
     assert fine.windows_touching(range(38)) == coarse.windows_touching(range(13))
     total = torch.zeros(60)
