@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -84,6 +85,7 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
         Figure("features.extract_voxels_per_second", voxels / extraction, "1/s"),
         Figure("features.extract_peak_memory", peak_mib, "MiB"),
         Figure("features.cache_bytes_per_voxel", bytes_on_disk(volume.path) / voxels, "bytes"),
+        *_dense(setting, datalist, folder, features),
         *_loading(setting, volume, backbone, datalist),
         Figure("features.memory_epoch_10_over_1", _memory_growth(setting, volume), "1"),
     ]
@@ -128,15 +130,35 @@ def _seconds_of_forward_passes(backbone: Backbone, window: int, count: int) -> f
     return time.perf_counter() - start
 
 
+def _dense(
+    setting: Setting, datalist: Path, folder: Path, features: Mapping[str, Any]
+) -> list[Figure]:
+    """The same cube in the dense layout; its cache is removed."""
+    settings = {**features, "layout": "dense"}
+    peak_mib = _preprocess(setting, datalist, folder, settings, "dense_cache")
+    (volume,) = open_cache(folder / "dense_cache", "training")
+    size, seconds = bytes_on_disk(volume.path), volume.metadata["timing"]["seconds"]
+    shutil.rmtree(folder / "dense_cache")
+    return [
+        Figure("features.dense_cache_bytes_per_voxel", size / setting.cube**3, "bytes"),
+        Figure("features.dense_extract_peak_memory", peak_mib, "MiB"),
+        Figure("features.dense_extract_seconds", seconds, "s"),
+    ]
+
+
 def _preprocess(
-    setting: Setting, datalist: Path, folder: Path, features: Mapping[str, float]
+    setting: Setting,
+    datalist: Path,
+    folder: Path,
+    features: Mapping[str, Any],
+    cache: str = "cache",
 ) -> float:
     """The preprocessing run as a user starts it; returns its peak memory in MiB."""
     timing = folder / "timing.json"
     _python(
         *("-m", "scripts.timed", str(timing), sys.executable, "-m", "monai.bundle", "run"),
         *("preprocessing", "--config_file", "configs/preprocess.json", "--sections", "training,"),
-        *("--datalist", str(datalist), "--cache_dir", str(folder / "cache")),
+        *("--datalist", str(datalist), "--cache_dir", str(folder / cache)),
         *("--backbone", str(setting.backbone)),
         *(part for key, value in features.items() for part in (f"--features#{key}", str(value))),
     )

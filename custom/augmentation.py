@@ -8,7 +8,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 
 from custom.errors import InputError
 from custom.features import triplane
-from custom.planes import PLANES
+from custom.planes import NORMAL_AXIS, PLANES
 
 SYMMETRIES = {
     "auto": tuple(permutations(range(3))),
@@ -28,13 +28,13 @@ def orient(
 
     Args:
         sample: volumes (C, D, H, W) under ``keys``, the first of which is the crop itself; grids
-            under ``tokens_<plane>`` with ``placement_<plane>``.
-        keys: volumes to orient.
+            under ``tokens_<plane>`` with ``placement_<plane>``, or ``features`` (C, D, H, W).
+        keys: volumes to orient, beside the features.
         axes: new order of the spatial axes, as in ``numpy.transpose``.
         flips: spatial axes to mirror after the transposition (0 is z).
     """
     result = dict(sample)
-    for key in keys:
+    for key in (*keys, *(key for key in ("features",) if key in sample)):
         moved = sample[key].permute(0, *(1 + a for a in axes))
         result[key] = moved.flip([1 + a for a in flips]).contiguous()
     shape = result[keys[0]].shape[1:]
@@ -53,16 +53,27 @@ def _grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
     }
 
 
-def _are_kept(grids: Mapping[str, triplane.PlaneGrid], axes: Sequence[int]) -> bool:
-    """Whether a transposition gives grids of the same planes with the same steps."""
-    moved = triplane.permute(grids, axes)
-    return {p: g.step for p, g in moved.items()} == {p: g.step for p, g in grids.items()}
+def _steps(sample: Mapping[Hashable, Any]) -> dict[str, tuple[float, ...]]:
+    """Distances of a sample's tokens, zyx, by plane; none without features."""
+    if "features" not in sample:
+        return {plane: grid.step for plane, grid in _grids(sample).items()}
+    steps = zip(PLANES, sample["token_steps"].tolist(), strict=True)
+    return {plane: tuple(step) for plane, step in steps if any(step)}
+
+
+def _are_kept(steps: Mapping[str, tuple[float, ...]], axes: Sequence[int]) -> bool:
+    """Whether a transposition gives features of the same planes with the same steps."""
+    moved = {
+        PLANES[list(axes).index(NORMAL_AXIS[plane])]: tuple(step[axis] for axis in axes)
+        for plane, step in steps.items()
+    }
+    return moved == dict(steps)
 
 
 class RandOrientationd(RandomizableTransform, MapTransform):
     """One of the orientations of the cube, drawn uniformly, for volumes and token grids together.
 
-    Reads ``voxel_size_nm`` (3,) of the sample too.
+    Reads ``voxel_size_nm`` (3,) of the sample too, and with dense features ``token_steps`` (3, 3).
 
     Args:
         keys: volumes (C, D, H, W), the crop first.
@@ -97,14 +108,14 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         """Draw and apply an orientation."""
         keys = [str(key) for key in self.keys]
         shape, voxel_size_nm = data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()
-        self.randomize(self._orders(shape, voxel_size_nm, _grids(data)))
+        self.randomize(self._orders(shape, voxel_size_nm, _steps(data)))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
     def _orders(
         self,
         shape: Sequence[int],
         voxel_size_nm: Sequence[float],
-        grids: Mapping[str, triplane.PlaneGrid],
+        steps: Mapping[str, tuple[float, ...]],
     ) -> list[tuple[int, ...]]:
         """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
         places = list(zip(shape, voxel_size_nm, strict=True))
@@ -112,12 +123,12 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         fitting = [
             axes
             for axes in orders
-            if [places[a] for a in axes] == places and _are_kept(grids, axes)
+            if [places[a] for a in axes] == places and _are_kept(steps, axes)
         ]
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
                 f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)}, the "
-                f"voxel size {list(voxel_size_nm)} nm or the tokens (planes {', '.join(grids)}; "
+                f"voxel size {list(voxel_size_nm)} nm or the tokens (planes {', '.join(steps)}; "
                 "pixels_per_voxel, slice_step) differ; choose auto, or make them equal."
             )
         return fitting

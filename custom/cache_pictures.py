@@ -26,7 +26,8 @@ def volume_sheet(volume: CachedVolume) -> Colours:
 
     The features of a slice are its own plane's, every voxel in the colour of the patch that it lies
     in: the first three principal components of all slices' features as red, green and blue. A plane
-    that was not cached is black. Without labels their column is missing.
+    that was not cached is black. In the dense layout every voxel has the colour of its own
+    features. Without labels their column is missing.
     """
     boxes = {plane: _middle(volume.shape, plane) for plane in PLANES}
     size = volume.voxel_size_nm
@@ -77,6 +78,9 @@ def _middle(shape: Sequence[int], plane: str) -> Roi:
 
 def _feature_colours(volume: CachedVolume, boxes: Mapping[str, Roi]) -> dict[str, Colours]:
     """Colours (D, H, W, 3) of every plane's slice."""
+    if volume.spec.layout == "dense":
+        dense = [volume.read_features(box).movedim(0, -1).float().numpy() for box in boxes.values()]
+        return dict(zip(boxes, principal_colours(dense), strict=True))
     grids = {plane: volume.plane_grid(plane, boxes[plane]) for plane in volume.spec.planes}
     features = [np.moveaxis(grid.values.float().numpy(), 0, -1) for grid in grids.values()]
     found = dict(zip(grids, principal_colours(features), strict=True))

@@ -16,6 +16,7 @@ from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.cache import open_cache
+from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
 from custom.features.intensity import (
     IntensityWindow,
@@ -27,6 +28,7 @@ from custom.features.spec import FeatureSpec, complete_settings, load_backbone_a
 from custom.features.triplane import PlaneGrid
 from custom.json_fields import whole_numbers
 from custom.live import FeatureVolume
+from custom.planes import PLANES
 from custom.targets.halo import target_halo
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,9 @@ class CropDataset(Dataset[Sample]):
     in less than ``min_labelled`` of the voxels, or in which no object is, are drawn anew.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
-    ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``; ``labels``
+    ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``, or in the
+    dense layout ``features`` (C, D, H, W) and ``token_steps`` (3, 3), voxels between tokens of xy,
+    xz and yz, zyx, 0 for a plane that is not in the mean; ``labels``
     int64 and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx) with the halo that targets need;
     ``voxel_size_nm`` (3,).
 
@@ -155,8 +159,7 @@ class CropDataset(Dataset[Sample]):
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
         }
         if self.use_tokens:
-            for plane in volume.spec.planes:
-                _add_grid(sample, plane, volume.plane_grid(plane, roi))
+            _add_features(sample, volume, roi)
         return sample
 
 
@@ -213,8 +216,7 @@ class CachedVolumeDataset(Dataset[Sample]):
             labels, mask = volume.read_labels(whole)
             sample["label"] = torch.from_numpy(np.where(mask, labels, 0).astype(np.int64))[None]
         if self.use_tokens:
-            for plane in volume.spec.planes:
-                _add_grid(sample, plane, volume.plane_grid(plane))
+            _add_features(sample, volume)
         return sample
 
 
@@ -279,9 +281,14 @@ class RawVolumeDataset(Dataset[Sample]):
             )
         ]
         sample = _described(image, opened.entry.id, opened.voxel_size_nm, offset)
-        if self.use_tokens:
-            for plane, grid in self._grids(opened, roi, window).items():
-                _add_grid(sample, plane, grid)
+        if self.spec is not None:
+            grids = self._grids(opened, roi, window)
+            if self.spec.layout == "dense":
+                dtype = getattr(torch, self.spec.float_dtype)
+                _add_dense(sample, self.spec, dense_features(grids, roi.shape, dtype))
+            else:
+                for plane, grid in grids.items():
+                    _add_grid(sample, plane, grid)
         return sample
 
     def _grids(self, opened: OpenEntry, roi: Roi, window: IntensityWindow) -> dict[str, PlaneGrid]:
@@ -340,6 +347,21 @@ def _described(
         "voxel_size_nm": torch.tensor(voxel_size_nm, dtype=torch.float64),
         "offset_nm": torch.tensor(offset_nm, dtype=torch.float64),
     }
+
+
+def _add_features(sample: Sample, volume: FeatureVolume, roi: Roi | None = None) -> None:
+    """Features of a box, or of the whole volume, in the layout that the volume has."""
+    if volume.spec.layout == "dense":
+        _add_dense(sample, volume.spec, volume.read_features(roi))
+        return
+    for plane in volume.spec.planes:
+        _add_grid(sample, plane, volume.plane_grid(plane, roi))
+
+
+def _add_dense(sample: Sample, spec: FeatureSpec, features: Tensor) -> None:
+    sample["features"] = features
+    steps = [spec.token_steps(p) if p in spec.planes else (0.0, 0.0, 0.0) for p in PLANES]
+    sample["token_steps"] = torch.tensor(steps, dtype=torch.float64)
 
 
 def _add_grid(sample: Sample, plane: str, grid: PlaneGrid) -> None:

@@ -16,7 +16,7 @@ from custom.planes import PLANES
 
 
 class PrepareTokenBatch(PrepareBatch):
-    """Image, label, and as keyword arguments the tokens and placements that the batch has.
+    """Image, label, and as keyword arguments the batch's tokens and placements, or its features.
 
     Args:
         tokens_to_device: move tokens along with the image; False leaves them where they are, for an
@@ -39,7 +39,7 @@ class PrepareTokenBatch(PrepareBatch):
             return value.to(device, non_blocking=non_blocking, **kwargs)
 
         names = [f"{kind}_{plane}" for plane in PLANES for kind in ("tokens", "placement")]
-        extra = {name: batchdata[name] for name in names if name in batchdata}
+        extra = {name: batchdata[name] for name in (*names, "features") if name in batchdata}
         if self.tokens_to_device:
             extra = {name: moved(value) for name, value in extra.items()}
         label = batchdata.get("label")
@@ -121,10 +121,12 @@ class TokenSlidingWindowInferer(Inferer):
         """
         if inputs.shape[0] != 1:
             raise ValueError(f"one volume at a time, got a batch of {inputs.shape[0]}")
-        grids = _grids(kwargs)
+        grids, features = _grids(kwargs), kwargs.get("features")
 
         def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
             tokens = _tokens_at(grids, places, windows.shape[2:], windows.device)
+            if features is not None:
+                tokens["features"] = _features_at(features, places, windows.device)
             if self.mirroring:
                 return self.mirroring(probabilities, windows, tokens)
             return probabilities(windows, tokens)
@@ -171,6 +173,13 @@ def _tokens_at(
         tokens[f"tokens_{plane}"] = torch.stack([p.values for p in parts]).to(device)
         tokens[f"placement_{plane}"] = torch.stack([p.placement for p in parts]).to(device)
     return tokens
+
+
+def _features_at(
+    features: Tensor, places: Sequence[Sequence[slice]], device: torch.device
+) -> Tensor:
+    """Dense features (B, C, D, H, W) of a batch of windows of one volume."""
+    return torch.stack([features[0][(slice(None), *place[-3:])] for place in places]).to(device)
 
 
 def _checked(value: object, name: str = "amp") -> bool:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from funlib.geometry import Roi
 from numpy.typing import NDArray
+from torch import Tensor
 
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
+from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.spec import FeatureSpec, load_backbone_and_spec
@@ -55,6 +57,9 @@ class FeatureVolume(Protocol):
 
     def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
         """A plane's features for a box, or for the whole ROI."""
+
+    def read_features(self, roi: Roi | None = None) -> Tensor:
+        """Features (C, D, H, W) of a box, or of the whole ROI, in the dense layout."""
 
     def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
         """Raw of a box (D, H, W), 0 outside the ROI."""
@@ -168,6 +173,15 @@ class LiveVolume:
                 self._whole[plane] = self._extract(plane, Roi((0, 0, 0), self.shape))
             return self._whole[plane]
         return crop(self._extract(plane, roi), (0, 0, 0), tuple(roi.shape))
+
+    def read_features(self, roi: Roi | None = None) -> Tensor:
+        """Features (C, D, H, W) of a box, or of the whole ROI, whose grids are kept."""
+        shape = self.shape if roi is None else tuple(roi.shape)
+        grids = {
+            plane: self.plane_grid(plane) if roi is None else self._extract(plane, roi)
+            for plane in self.spec.planes
+        }
+        return dense_features(grids, shape, getattr(torch, self.spec.float_dtype))
 
     def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
         spec = replace(self.spec, planes=(plane,))

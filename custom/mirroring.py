@@ -75,8 +75,13 @@ class Mirroring:
 def mirror_tokens(
     tokens: Mapping[str, Tensor], axes: Sequence[int], shape: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Token grids and placements of a batch of windows of ``shape``, mirrored along ``axes``."""
+    """Token grids and placements of a batch of windows of ``shape``, mirrored along ``axes``.
+
+    Dense features are mirrored, too.
+    """
     result = dict(tokens)
+    if "features" in tokens:
+        result["features"] = tokens["features"].flip([2 + axis for axis in axes])
     for name in (name for name in tokens if name.startswith("tokens_")):
         values, place = tokens[name], name.replace("tokens", "placement")
         placement = tokens[place].clone()

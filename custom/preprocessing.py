@@ -27,6 +27,8 @@ from custom.features.backbone import Backbone, BackboneSource
 from custom.features.cache import RAW_KEPT, RAW_RESCALED, refuse_difference
 from custom.features.cache_files import (
     COMPRESSIONS,
+    DENSE_CHUNK,
+    GRID_CHUNK,
     TOKEN_CHUNK,
     VOXEL_CHUNK,
     Json,
@@ -38,6 +40,7 @@ from custom.features.cache_files import (
     writing,
 )
 from custom.features.cache_writer import VolumeWriter
+from custom.features.dense_writer import DenseVolumeWriter
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.lattice import plane_lattice
@@ -97,9 +100,14 @@ class VolumeJob:
         """Upper bound of what the volume takes on disk: whole chunks, nothing compressed."""
         shape = self.opened.raw.metadata.shape
         lattices = (plane_lattice(spec, shape, self.opened.roi, plane) for plane in spec.planes)
-        entries = [_in_chunks(lattice.shape, TOKEN_CHUNK) for lattice in lattices]
+        chunk = GRID_CHUNK if spec.layout == "dense" else TOKEN_CHUNK
+        entries = [_in_chunks(lattice.shape, chunk) for lattice in lattices]
         values = sum(entries) * np.dtype(spec.dtype).itemsize
-        if spec.dtype == "int8":  # one plane at a time is float16 beside it, until it is complete
+        if spec.layout == "dense":  # all planes' grids are float beside it, until it is complete
+            values = sum(entries) * np.dtype(spec.float_dtype).itemsize
+            voxels = _in_chunks(tuple(self.opened.roi.shape), DENSE_CHUNK)
+            values += voxels * np.dtype(spec.dtype).itemsize
+        elif spec.dtype == "int8":  # one plane at a time is float16 beside it, until it is complete
             values += max(entries) * np.dtype(spec.float_dtype).itemsize
         per_voxel = 1 if self.opened.labels is None else 6
         return values * spec.channels + per_voxel * _in_chunks(
@@ -244,7 +252,8 @@ class Preprocessor:
             "raw_rule": RAW_KEPT if _is_uint8(job) else RAW_RESCALED,
             "backbone_seed": backbone.seed,
         }
-        writer = VolumeWriter(job.files, request, self.compression)
+        kind = DenseVolumeWriter if spec.layout == "dense" else VolumeWriter
+        writer = kind(job.files, request, self.compression)
         if writer.resumed:
             logger.info("%s (%s): taken up again", job.files.name, job.id)
         _write_voxels(writer, job.opened, window)
@@ -295,10 +304,10 @@ class Preprocessor:
                 for begin, slab in extraction.slabs(done[plane], bar.update):
                     writer.write_tokens(plane, begin, slab)
                 writer.complete_tokens(plane)
-        placed = {
-            plane: {"start": list(e.lattice.start), "step": list(e.lattice.step)}
-            for plane, e in planes.items()
-        }
+        placements = {p: (e.lattice.start, e.lattice.step) for p, e in planes.items()}
+        if isinstance(writer, DenseVolumeWriter):
+            writer.combine(placements, self.show_progress)
+        placed = {p: {"start": list(a), "step": list(b)} for p, (a, b) in placements.items()}
         return total - initial, placed
 
 

@@ -73,3 +73,6 @@ def test_feature_figures_of_a_tiny_cube(tmp_path: Path) -> None:
     size = sum(file.stat().st_size for file in voxels if file.is_file())
     assert found["cache_bytes_per_voxel"].value == size / 32**3
     assert found["extract_peak_memory"].value > 100
+    assert found["dense_extract_peak_memory"].value > 100
+    assert 2 * 16 <= found["dense_cache_bytes_per_voxel"].value < 2 * 16 + 10
+    assert not (tmp_path / "dense_cache").exists()

@@ -563,14 +563,15 @@ Preprocessor(*json.loads(sys.argv[1]), show_progress=False).run()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "layout"), [(0, "tokens"), (1, "tokens"), (2, "dense")])
 def test_a_killed_run_ends_with_the_same_cache(
-    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, layout: str
 ) -> None:
     monkeypatch.setattr(extraction, "SLAB_BYTES", 1)  # slice by slice, as in the killed process
-    preprocessor(datalist, tmp_path / "whole").run()
+    features = {**FEATURES, "layout": layout}
+    preprocessor(datalist, tmp_path / "whole", features=features).run()
     cache_dir = tmp_path / "killed"
-    arguments = json.dumps([str(datalist), str(cache_dir), VIT, FEATURES, SECTIONS])
+    arguments = json.dumps([str(datalist), str(cache_dir), VIT, features, SECTIONS])
     process = subprocess.Popen([sys.executable, "-c", KILLED, arguments], cwd=ROOT)
     while process.poll() is None and not (cache_dir / "volume_000000.zarr").exists():
         time.sleep(0.001)
@@ -579,5 +580,5 @@ def test_a_killed_run_ends_with_the_same_cache(
     assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
     with pytest.raises(InputError, match="unfinished"):
         open_cache(cache_dir)
-    preprocessor(datalist, cache_dir).run()
+    preprocessor(datalist, cache_dir, features=features).run()
     assert_same_arrays(tmp_path / "whole", cache_dir)

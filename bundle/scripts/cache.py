@@ -155,8 +155,15 @@ def _in_short(features: dict[str, Any], compression: str | None) -> str:
     return (
         f"{Path(features['backbone']).name} layers {','.join(map(str, features['layers']))}, "
         f"{pixels} px/voxel, window {features['window']}, {' '.join(features['planes'])}, "
-        f"{features['dtype']}{packed}"
+        f"{features['dtype']}{packed}{_layout(features)}"
     )
+
+
+def _layout(features: dict[str, Any]) -> str:
+    """The layout and the upsampler, where they are not the usual ones."""
+    upsampler = features.get("upsampler")
+    guided = f" by {Path(upsampler).name}" if upsampler else ""
+    return "" if features["layout"] == "tokens" else f", {features['layout']}{guided}"
 
 
 COMMANDS = {"list": list_volumes, "check": check, "prune": prune, "show": show}

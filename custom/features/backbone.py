@@ -86,6 +86,7 @@ class Backbone(nn.Module):
         self.patch_size, self.channels = _output_geometry(config, self.layers, final_norm)
         self.least_window = _least_window(config)
         self.digest = weights_digest(model)
+        self.upsampler: nn.Module | None = None  # of the features, see ``load_backbone_and_spec``
         self._num_special = 1 + (getattr(config, "num_register_tokens", None) or 0)
         self.model = model.requires_grad_(False)
         self.eval()

@@ -1,6 +1,7 @@
 """The feature cache as readers see it: crops of a volume's features, raw and labels."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from custom.errors import InputError
 from custom.features.cache_files import (
+    DENSE_ARRAY,
     FORMAT,
     entry_of,
     open_array,
@@ -24,7 +26,8 @@ from custom.features.cache_files import (
 )
 from custom.features.quantisation import restore
 from custom.features.spec import DEFAULTS, FeatureSpec
-from custom.features.triplane import PlaneGrid, entries_for, placed_at, take
+from custom.features.stored_grids import read_entries, read_grid
+from custom.features.triplane import PlaneGrid
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
 
@@ -114,12 +117,12 @@ class CachedVolume:
 
         As ``triplane.crop``: the number of entries depends on the box's shape alone.
         """
-        start, step = self.placement(plane)
+        name, placement = token_array(plane), self.placement(plane)
         if roi is None:
-            values = self._tokens(token_array(plane)).movedim(1, 1 + NORMAL_AXIS[plane])
-            return PlaneGrid(values, start, step)
-        first, count = entries_for(start, step, roi.offset, roi.shape)
-        return placed_at(self.read_tokens(plane, Roi(first, count)), start, step, first, roi.offset)
+            values = self._tokens(name).movedim(1, 1 + NORMAL_AXIS[plane])
+            return PlaneGrid(values, *placement)
+        shape = self.metadata["arrays"][name]["shape"]
+        return read_grid(partial(self._tokens, name), shape, plane, placement, roi)
 
     def read_tokens(self, plane: str, entries: Roi) -> Tensor:
         """Features of a box of grid entries.
@@ -132,17 +135,26 @@ class CachedVolume:
         Returns:
             (C, d, h, w) in the spec's ``float_dtype``.
         """
-        name, normal = token_array(plane), NORMAL_AXIS[plane]
-        shape = list(self.metadata["arrays"][name]["shape"][1:])
-        shape.insert(normal, shape.pop(0))
-        first = [min(max(b, 0), n - 1) for b, n in zip(entries.begin, shape, strict=True)]
-        end = [min(max(e, 1), n) for e, n in zip(entries.end, shape, strict=True)]
-        box = [slice(a, max(a + 1, b)) for a, b in zip(first, end, strict=True)]
-        box.insert(0, box.pop(normal))
-        values = self._tokens(name, (slice(None), *box)).movedim(1, 1 + normal)
-        return take(
-            values, [b - f for b, f in zip(entries.begin, first, strict=True)], entries.shape
-        )
+        name = token_array(plane)
+        shape = self.metadata["arrays"][name]["shape"]
+        return read_entries(partial(self._tokens, name), shape, plane, entries)
+
+    def read_features(self, roi: Roi | None = None) -> Tensor:
+        """Features of a box of a volume in the dense layout, or of the whole volume.
+
+        Args:
+            roi: inside the volume.
+
+        Returns:
+            (C, D, H, W) in the spec's ``float_dtype``.
+
+        Raises:
+            ValueError: the box is not inside the volume.
+        """
+        whole = Roi((0, 0, 0), self.shape)
+        if not whole.contains(roi or whole):
+            raise ValueError(f"{roi} is not inside {self.path} of shape {list(self.shape)}")
+        return self._tokens(DENSE_ARRAY, (slice(None), *(roi or whole).to_slices()))
 
     def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
         """Raw of a box as uint8 (D, H, W), 0 outside the cached ROI."""
@@ -248,4 +260,5 @@ def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> N
 
 def _config_key(field: str) -> str:
     """The config's key that a field of a FeatureSpec follows from."""
+    field = field.removesuffix("_digest")
     return f"features.{field}" if field in DEFAULTS else "backbone"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from custom.errors import InputError
 from custom.features.cache import RUN_PREPROCESSING, CachedVolume
 from custom.features.cache_files import (
+    DENSE_ARRAY,
     Json,
     VolumeFiles,
     bytes_on_disk,
@@ -137,6 +138,9 @@ def _expected(metadata: Json, spec: FeatureSpec) -> dict[str, Json]:
     }
     if labelled:
         expected["gt_ids"] = {"dtype": "uint64"}
+    if spec.layout == "dense":
+        dense = {"shape": [spec.channels, *shape], "dtype": spec.dtype}
+        return {**expected, DENSE_ARRAY: dense}
     for plane in spec.planes:
         expected[token_array(plane)] = {"dtype": spec.dtype, "channels": spec.channels}
     return expected

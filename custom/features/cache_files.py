@@ -23,6 +23,9 @@ OLDER_FORMATS = ("emseg feature cache 1",)  # Zarr v2, without checksums
 COMPRESSIONS = ("none", "lz4", "zstd")
 TOKEN_CHUNK = (16, 4, 4)  # slices, patches, patches; of all channels
 VOXEL_CHUNK = (64, 64, 64)
+DENSE_ARRAY = "features"
+DENSE_CHUNK = (16, 16, 16)  # voxels; of all channels
+GRID_CHUNK = (4, 16, 16)  # slices, entries, entries; of all channels, while a volume is made
 
 Json = dict[str, Any]
 

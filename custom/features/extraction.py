@@ -17,6 +17,7 @@ from custom.features.intensity import IntensityWindow, to_unit_range
 from custom.features.lattice import plane_lattice
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
+from custom.features.upsampling import GuidedUpsampler
 from custom.planes import NORMAL_AXIS
 
 SLAB = 16  # slices; caches are chunked alike, so that a slab is whole chunks
@@ -72,7 +73,7 @@ class PlaneExtraction:
         windows_at_once: batch size of the forward pass; ``None`` for the device's default.
 
     Raises:
-        ValueError: the backbone is not the spec's.
+        ValueError: the backbone, or its upsampler, is not the spec's.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class PlaneExtraction:
     ) -> None:
         if backbone.digest != spec.digest or backbone.layers != spec.layers:
             raise ValueError(f"the spec was made with another backbone than {backbone.name}")
+        self._upsampler = _upsampler_of(backbone, spec)
         self.box = box
         self.backbone = backbone
         self.spec = spec
@@ -165,10 +167,21 @@ class PlaneExtraction:
             into, taken, share = self._placement(row, column)
             for at in range(0, end - begin, self._at_once):
                 images = self._images(part[at : at + self._at_once], down[1], across[1])
-                tokens = (self.backbone(images) * share)[:, :, taken[0], taken[1]]
-                features[:, at : at + len(images), into[0], into[1]] += tokens.transpose(0, 1)
+                for first, values in self._features(images):
+                    tokens = (values * share)[:, :, taken[0], taken[1]]
+                    slices = slice(at + first, at + first + len(values))
+                    features[:, slices, into[0], into[1]] += tokens.transpose(0, 1)
                 on_windows(len(images))
         return features
+
+    def _features(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Index of the first image, and (B, C, h, w); upsampled ones a few images at a time."""
+        tokens = self.backbone(images)
+        if self._upsampler is None:
+            yield 0, tokens
+        else:
+            down, across = (axis.finer for axis in self.lattice.axes)
+            yield from self._upsampler.pieces(images, tokens, (down, across))
 
     def _read(self, begin: int, end: int) -> tuple[NDArray[np.float32], range, range]:
         """Slab of raw in [0, 1], its normal first, and the voxels that it spans in its plane."""
@@ -241,6 +254,16 @@ def extract_planes(
     total = sum(extraction.num_windows for extraction in planes.values())
     with tqdm(total=total, unit="window", desc="features", disable=not progress) as bar:
         return {plane: _plane_grid(extraction, bar.update) for plane, extraction in planes.items()}
+
+
+def _upsampler_of(backbone: Backbone, spec: FeatureSpec) -> GuidedUpsampler | None:
+    """The backbone's upsampler, if the spec has one; it must be the same."""
+    if spec.upsampler is None:
+        return None
+    upsampler = backbone.upsampler
+    if not isinstance(upsampler, GuidedUpsampler) or upsampler.digest != spec.upsampler_digest:
+        raise ValueError(f"the spec was made with another upsampler than {backbone.name} has")
+    return upsampler
 
 
 def _plane_grid(extraction: PlaneExtraction, on_windows: Callable[[int], object]) -> PlaneGrid:

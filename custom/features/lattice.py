@@ -42,6 +42,9 @@ class AxisLattice:
          |0 |1 |2 |3 |4 |5 |6 |7 |                     entries
            |. . . . . . . . . .|                       voxels
 
+    Where an upsampler makes ``finer`` values of every patch, these are the entries: what is said of
+    patches below holds for them.
+
     Args:
         size: voxels of the volume along the axis.
         pixels_per_voxel: scale.
@@ -49,6 +52,7 @@ class AxisLattice:
         window: pixels, a multiple of ``patch_size``.
         overlap: pixels, a multiple of ``patch_size`` below ``window``.
         stride: pixels between patches, a divisor of ``patch_size``.
+        finer: entries per patch; more than 1 only with ``stride`` equal to ``patch_size``.
     """
 
     size: int
@@ -57,11 +61,12 @@ class AxisLattice:
     window: int
     overlap: int
     stride: int
+    finer: int = 1
 
     @property
     def step(self) -> float:
         """Size of an entry in voxels; may be fractional."""
-        return self.stride / self.pixels_per_voxel
+        return self.stride / self.pixels_per_voxel / self.finer
 
     @property
     def corner(self) -> float:
@@ -80,11 +85,11 @@ class AxisLattice:
 
     @property
     def _per_window(self) -> int:
-        return self.window // self.patch_size
+        return self.window // self.patch_size * self.finer
 
     @property
     def _patch_stride(self) -> int:
-        return (self.window - self.overlap) // self.patch_size
+        return (self.window - self.overlap) // self.patch_size * self.finer
 
     def patches_for(self, offset: int, size: int) -> range:
         """Patches of the voxels ``[offset, offset + size)``, with a neighbour on either side.
@@ -139,7 +144,7 @@ class AxisLattice:
         """Unnormalised weight of ``window`` at ``patches`` of its lattice, 0 outside it."""
         inside = torch.tensor(patches, dtype=torch.float64)
         inside = (inside - self.patches_of(window).start) / self.shifts + 0.5
-        overlap = self.overlap // self.patch_size
+        overlap = self.overlap // self.patch_size * self.finer
         edge = torch.minimum(inside, self._per_window - inside)
         return (edge > 0) * (edge / max(overlap, 0.5)).clamp(0, 1)
 
@@ -238,6 +243,7 @@ def plane_lattice(
             spec.window,
             spec.overlap,
             spec.stride,
+            finer=spec.refinement[axis],
         )
         wanted = lattice.patches_for(offset, size)
         start[axis] = lattice.corner + wanted.start * lattice.step - offset

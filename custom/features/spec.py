@@ -1,15 +1,16 @@
 """What made the features: everything that two sets of features must share to be comparable."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource, load_backbone, resolve_layers
+from custom.features.upsampling import load_upsampler
 from custom.json_fields import check_keys, numbers, sequence
-from custom.planes import PLANES
+from custom.planes import NORMAL_AXIS, PLANES
 from custom.voxel_grid import Triple
 
 DEFAULTS: Mapping[str, Any] = {
@@ -25,10 +26,11 @@ DEFAULTS: Mapping[str, Any] = {
     "precision": "bfloat16",
     "dtype": "float16",
     "layout": "tokens",
+    "upsampler": None,
 }
 PRECISIONS = ("bfloat16", "float32")
 DTYPES = ("float16", "float32", "int8")
-LAYOUTS = ("tokens",)
+LAYOUTS = ("tokens", "dense")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ class FeatureSpec:
         image_mean: subtracted from images in [0, 1], per channel.
         image_std: images are divided by it, per channel.
         precision: that the backbone computes in, "bfloat16" (autocast) or "float32".
-        dtype: of the stored features; "int8" has one scale per channel, plane and volume.
-        layout: "tokens": patch grids of the planes.
+        dtype: of the stored features; "int8" has one scale per channel and volume, of tokens one
+            per plane, too.
+        layout: "tokens": patch grids of the planes; "dense": one vector per voxel, the mean over
+            the planes of their upsampled grids.
+        upsampler: what the user called the guided upsampler: "anyup" or a folder; None for linear
+            upsampling.
+        upsampler_digest: of its weights.
 
     Raises:
         InputError: a value out of range, or values that contradict each other.
@@ -79,6 +86,8 @@ class FeatureSpec:
     precision: str
     dtype: str
     layout: str
+    upsampler: str | None = None
+    upsampler_digest: str | None = None
 
     def __post_init__(self) -> None:
         self._check_scale()
@@ -86,6 +95,31 @@ class FeatureSpec:
         self._check_planes()
         for name, known in (("precision", PRECISIONS), ("dtype", DTYPES), ("layout", LAYOUTS)):
             _known(name, getattr(self, name), known)
+        self._check_upsampler()
+
+    def _check_upsampler(self) -> None:
+        if self.upsampler is None:
+            return
+        if not isinstance(self.upsampler, str):
+            raise InputError(
+                f"features.upsampler must be null, 'anyup' or a folder, got {self.upsampler!r}."
+            )
+        if self.layout != "dense":
+            raise InputError(
+                f"features.upsampler {self.upsampler!r} is not linear, so its features cannot be "
+                f"upsampled in the network: set features.layout to 'dense', or features.upsampler "
+                f"to null."
+            )
+        if self.stride != self.patch_size:
+            raise InputError(
+                f"features.upsampler {self.upsampler!r} works on whole patches: set "
+                f"features.stride to null, not {self.stride}, or features.upsampler to null."
+            )
+        if self.window < 2 * self.patch_size:
+            raise InputError(
+                f"features.upsampler {self.upsampler!r} needs neighbouring patches: set "
+                f"features.window to at least {2 * self.patch_size} pixels, not {self.window}."
+            )
 
     def _check_planes(self) -> None:
         if list(self.planes) != [plane for plane in PLANES if plane in self.planes]:
@@ -140,6 +174,20 @@ class FeatureSpec:
         z, y, x = (self.patch_size / scale for scale in self.pixels_per_voxel)
         return z, y, x
 
+    @property
+    def refinement(self) -> tuple[int, int, int]:
+        """Values that the upsampler makes of a patch along an axis, zyx: about one per voxel."""
+        if self.upsampler is None:
+            return 1, 1, 1
+        z, y, x = (max(1, round(voxels)) for voxels in self.voxels_per_patch)
+        return z, y, x
+
+    def token_steps(self, plane: str) -> Triple:
+        """Voxels between neighbouring tokens of the backbone, zyx, one of them between slices."""
+        steps = [self.stride / scale for scale in self.pixels_per_voxel]
+        steps[NORMAL_AXIS[plane]] = float(self.slice_step_of(plane))
+        return steps[0], steps[1], steps[2]
+
     def slice_step_of(self, plane: str) -> int:
         """Voxels between the slices of one of ``planes`` that have tokens."""
         return self.slice_step[PLANES.index(plane)]
@@ -159,12 +207,18 @@ class FeatureSpec:
         """The spec that ``to_json`` was called on.
 
         One from before there were ``stride`` and ``slice_step`` has a token for every patch and
-        every slice.
+        every slice; one from before there was ``upsampler`` has none.
 
         Raises:
             InputError: a key is missing or unknown.
         """
-        values = {"stride": values.get("patch_size"), "slice_step": (1, 1, 1), **values}
+        values = {
+            "stride": values.get("patch_size"),
+            "slice_step": (1, 1, 1),
+            "upsampler": None,
+            "upsampler_digest": None,
+            **values,
+        }
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             wrong = sorted(names.symmetric_difference(values))
@@ -180,12 +234,13 @@ class FeatureSpec:
     def difference(self, other: "FeatureSpec") -> list[str]:
         """What differs, each as "window (512, not 896)": this spec's value, then the other's.
 
-        A backbone is its weights: its name counts only where the digests differ. Steps of slices
-        count only in planes that both have.
+        A backbone is its weights: its name counts only where the digests differ; an upsampler
+        likewise. Steps of slices count only in planes that both have.
         """
         common = set(self.planes) & set(other.planes)
         same = {
             "backbone": self.digest == other.digest,
+            "upsampler": self.upsampler_digest == other.upsampler_digest,
             "slice_step": all(self.slice_step_of(p) == other.slice_step_of(p) for p in common),
         }
         here, there = self.to_json(), other.to_json()
@@ -213,8 +268,12 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         settings: ``layers``, ``final_norm``, ``pixels_per_voxel`` (one number, or three for z, y,
             x), ``window``, ``overlap``, ``stride`` (None for the patch size), ``planes``,
             ``slice_step`` (one number, or one per plane), ``intensity_percentiles``,
-            ``precision``, ``dtype``, ``layout``; ``DEFAULTS`` stand in for those that are missing.
+            ``precision``, ``dtype``, ``layout``, ``upsampler``; ``DEFAULTS`` stand in for those
+            that are missing.
         backbone: loaded with the settings' ``layers`` and ``final_norm``.
+
+    Returns:
+        the spec, without ``upsampler_digest``: the upsampler is not loaded here.
 
     Raises:
         InputError: a setting is unknown, of the wrong kind or out of range.
@@ -254,6 +313,7 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         precision=chosen["precision"],
         dtype=chosen["dtype"],
         layout=chosen["layout"],
+        upsampler=chosen["upsampler"],
     )
 
 
@@ -264,18 +324,25 @@ def load_backbone_and_spec(
 ) -> tuple[Backbone, FeatureSpec]:
     """The backbone that the config's ``backbone`` and ``features`` ask for, and its spec.
 
+    With an upsampler, this is the backbone's ``upsampler``.
+
     Args:
         source: as in ``load_backbone``.
         settings: as in ``make_spec``.
         device: where the backbone computes.
 
     Raises:
-        InputError: as ``load_backbone`` and ``make_spec``.
+        InputError: as ``load_backbone``, ``make_spec`` and ``load_upsampler``.
     """
     chosen = complete_settings(settings)
     amp = _known("precision", chosen["precision"], PRECISIONS) == "bfloat16"
     backbone = load_backbone(source, chosen["layers"], chosen["final_norm"], device, amp)
-    return backbone, make_spec(chosen, backbone)
+    spec = make_spec(chosen, backbone)
+    if spec.upsampler is None:
+        return backbone, spec
+    upsampler = load_upsampler(spec.upsampler, spec.image_mean, spec.image_std)
+    backbone.upsampler = upsampler.to(next(backbone.parameters()).device)
+    return backbone, replace(spec, upsampler_digest=upsampler.digest)
 
 
 def _known(name: str, value: Any, known: tuple[str, ...]) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from custom.errors import InputError
 from custom.planes import PLANES, upsample_batch
@@ -55,6 +56,18 @@ class TokenFusion(nn.Module):
             raise ValueError("no tokens to fuse")
         return total / len(tokens)
 
+    def project_dense(self, features: Tensor) -> Tensor:
+        """The same projection of features that are upsampled and averaged already.
+
+        Args:
+            features: (B, C, D, H, W).
+
+        Returns:
+            (B, out_channels, D, H, W); for linearly upsampled tokens what ``forward`` gives.
+        """
+        kernel = self.project.weight[:, :, None, None, None]
+        return F.conv3d(features.float(), kernel, self.project.bias)
+
 
 class TokenUNet(nn.Module):
     """A network on raw and fused tokens: one tensor out, affinities first, then LSDs.
@@ -96,6 +109,7 @@ class TokenUNet(nn.Module):
         placement_xz: Tensor | None = None,
         tokens_yz: Tensor | None = None,
         placement_yz: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> Tensor:
         """Logits of a batch of crops.
 
@@ -106,6 +120,7 @@ class TokenUNet(nn.Module):
                 tokens may be called without any in eval mode only (tools that check shapes call
                 it so): it then sees zeros in their place.
             placement_xy: (B, 2, 3) start and step of ``tokens_xy`` in voxels; likewise the others.
+            features: (B, C, D, H, W) of the dense layout, instead of tokens.
 
         Returns:
             (B, K + L, D, H, W) logits.
@@ -116,7 +131,9 @@ class TokenUNet(nn.Module):
         values = dict(zip(PLANES, (tokens_xy, tokens_xz, tokens_yz), strict=True))
         places = dict(zip(PLANES, (placement_xy, placement_xz, placement_yz), strict=True))
         inputs = [image] if self.use_raw else []
-        if self.fusion is not None:
+        if self.fusion is not None and features is not None:
+            inputs.append(self.fusion.project_dense(features))
+        elif self.fusion is not None:
             tokens = {p: v for p, v in values.items() if v is not None}
             placements = {p: v for p, v in places.items() if v is not None}
             inputs.append(self._fuse(tokens, placements, image))

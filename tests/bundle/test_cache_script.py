@@ -39,6 +39,17 @@ def test_list_shows_every_volume(folder: Path, capsys: pytest.CaptureFixture[str
     assert "cube1" in second and second.rstrip().endswith("unfinished")
 
 
+def test_list_tells_the_layouts_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = {"upsampler": "some/anyup", "upsampler_digest": "4567"}
+    for index, changes in enumerate(({}, {"layout": "dense"}, {"layout": "dense", **guide})):
+        VolumeWriter(VolumeFiles(tmp_path, index), request(index, **changes))
+    run("list", tmp_path)
+    _, tokens, dense, guided = capsys.readouterr().out.splitlines()
+    assert "dense" not in tokens
+    assert "float16, dense  " in dense
+    assert "float16, dense by anyup  " in guided
+
+
 def test_check_says_what_is_wrong_and_ends_with_1(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

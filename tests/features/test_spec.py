@@ -145,7 +145,7 @@ def test_a_moved_backbone_is_the_same_other_weights_are_not(backbone: Backbone) 
         ({"intensity_percentiles": [1]}, "intensity_percentiles must be a list of 2"),
         ({"precision": "half"}, "precision must be 'bfloat16' or 'float32', got 'half'"),
         ({"dtype": "int4"}, "dtype must be 'float16' or 'float32' or 'int8', got 'int4'"),
-        ({"layout": "features"}, "layout must be 'tokens', got 'features'"),
+        ({"layout": "features"}, "layout must be 'tokens' or 'dense', got 'features'"),
         ({"layers": [3]}, "3 does not exist"),
     ],
 )
