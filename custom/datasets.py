@@ -24,7 +24,8 @@ from custom.features.intensity import (
     to_uint8,
     to_unit_range,
 )
-from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
+from custom.features.reduced import load_reduced
+from custom.features.spec import FeatureSpec, complete_settings
 from custom.features.triplane import PlaneGrid
 from custom.json_fields import whole_numbers
 from custom.live import FeatureVolume
@@ -233,10 +234,11 @@ class RawVolumeDataset(Dataset[Sample]):
         region: "roi": an entry's ROI where it has one; "volume": all of raw.
         use_tokens: extract tokens; False for raw-only networks, the backbone is not loaded then.
         device: where the backbone computes.
+        model_dir: folder of a model, with the basis of its features if they are reduced.
 
     Raises:
-        InputError: the datalist, the backbone or the features are at fault, the section is empty,
-            or the region is unknown.
+        InputError: the datalist, the backbone, its basis or the features are at fault, the
+            section is empty, or the region is unknown.
     """
 
     def __init__(
@@ -248,6 +250,7 @@ class RawVolumeDataset(Dataset[Sample]):
         region: str = "roi",
         use_tokens: bool = True,
         device: str | torch.device = "cpu",
+        model_dir: str = "",
     ) -> None:
         if region not in REGIONS:
             raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
@@ -261,7 +264,8 @@ class RawVolumeDataset(Dataset[Sample]):
         self.backbone: Backbone | None = None
         self.spec: FeatureSpec | None = None
         if use_tokens:
-            self.backbone, self.spec = load_backbone_and_spec(backbone, features, device)
+            advice = "put back the one that training wrote there"
+            self.backbone, self.spec = load_reduced(backbone, features, device, model_dir, advice)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -309,6 +313,7 @@ def inference_dataset(
     region: str = "roi",
     use_tokens: bool = True,
     device: str | torch.device = "cpu",
+    model_dir: str = "",
 ) -> RawVolumeDataset | CachedVolumeDataset:
     """Volumes to segment, from raw or from a cache.
 
@@ -322,7 +327,9 @@ def inference_dataset(
         InputError: unknown source; the sources are at fault.
     """
     if source == "raw":
-        return RawVolumeDataset(datalist, section, backbone, features, region, use_tokens, device)
+        return RawVolumeDataset(
+            datalist, section, backbone, features, region, use_tokens, device, model_dir
+        )
     if source == "cache":
         return CachedVolumeDataset(open_cache(cache_dir, section), use_tokens)
     raise InputError(f"source must be 'raw' or 'cache', got {source!r}.")

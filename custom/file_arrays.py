@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from custom.errors import InputError
-from custom.locations import short_reason
+from custom.locations import Location, short_reason
 from custom.n5_metadata import N5Dataset
 from custom.precomputed_metadata import PrecomputedScale
 from custom.voxel_grid import VoxelGrid, default_axes
@@ -82,20 +82,22 @@ def zarr_array(node: ZarrNode, where: str) -> FileArray:
     name = array["dtype"] if node.zarr_format == 2 else array["data_type"]
     driver = "zarr" if node.zarr_format == 2 else "zarr3"
     spec = {"driver": driver, "kvstore": node.location.kvstore()}
-    return _tensorstore_array(spec, node.shape, name, where)
+    metadata = ".zarray" if node.zarr_format == 2 else "zarr.json"
+    return _tensorstore_array(spec, node.shape, name, node.location / metadata, where)
 
 
 def n5_array(dataset: N5Dataset, where: str) -> FileArray:
     """Dataset of N5, through TensorStore, axes in the order in which N5 stores them."""
     spec = {"driver": "n5", "kvstore": dataset.location.kvstore()}
-    return _tensorstore_array(spec, dataset.shape, dataset.attributes["dataType"], where)
+    dtype, metadata = dataset.attributes["dataType"], dataset.location / "attributes.json"
+    return _tensorstore_array(spec, dataset.shape, dtype, metadata, where)
 
 
 def precomputed_array(scale: PrecomputedScale, where: str) -> FileArray:
     """Scale of a Neuroglancer precomputed volume, through TensorStore; axes x, y, z, channel."""
     driver, kvstore = "neuroglancer_precomputed", scale.folder.kvstore()
     spec = {"driver": driver, "kvstore": kvstore, "scale_index": scale.index}
-    return _tensorstore_array(spec, scale.shape, scale.dtype, where)
+    return _tensorstore_array(spec, scale.shape, scale.dtype, scale.folder / "info", where)
 
 
 def hdf5_array(path: Path, dataset: str, where: str) -> tuple[FileArray, VoxelGrid]:
@@ -165,15 +167,15 @@ def index_array(array: Any, box: Box) -> NDArray[Any]:
 
 
 def _tensorstore_array(
-    spec: dict[str, Any], shape: Sequence[int], dtype: Any, where: str
+    spec: dict[str, Any], shape: Sequence[int], dtype: Any, metadata: Location, where: str
 ) -> FileArray:
-    """Array that TensorStore opens by ``spec`` when it is first read."""
+    """Array that TensorStore opens by ``spec`` when it is first read; its ``metadata`` file."""
     try:
         native = np.dtype(dtype)
     except TypeError as error:
         raise InputError(f"{where} has the unsupported data type {dtype}") from error
     open_file = partial(_open_tensorstore, spec, where)
-    return FileArray(shape, native, open_file, partial(_read_tensorstore, where))
+    return FileArray(shape, native, open_file, partial(_read_tensorstore, metadata, where))
 
 
 def _open_tensorstore(spec: dict[str, Any], where: str) -> tensorstore.TensorStore:
@@ -185,11 +187,18 @@ def _open_tensorstore(spec: dict[str, Any], where: str) -> tensorstore.TensorSto
     return store[tensorstore.d[:].translate_to[0]]
 
 
-def _read_tensorstore(where: str, store: tensorstore.TensorStore, box: Box) -> NDArray[Any]:
+def _read_tensorstore(
+    metadata: Location, where: str, store: tensorstore.TensorStore, box: Box
+) -> NDArray[Any]:
+    """A box; chunks that are not there are zeros only while the array itself is there."""
     try:
-        return np.asarray(store[box].read().result())
-    except ValueError as error:
+        values = np.asarray(store[box].read().result())
+        gone = not values.all() and not metadata.is_file()
+    except (ValueError, OSError) as error:
         raise InputError(f"{where} cannot be read: {short_reason(error)}") from error
+    if gone:
+        raise InputError(f"{where} cannot be read: '{metadata.url}' is no longer there")
+    return values
 
 
 def _open_hdf5(path: str, where: str) -> h5py.File:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,9 @@ from custom.features.backbone import Backbone, BackboneSource
 from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.pca import PcaBasis
+from custom.features.reduced import load_reduced
+from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid, crop
 from custom.voxel_grid import Triple
 
@@ -30,6 +33,10 @@ class FeatureVolume(Protocol):
     @property
     def spec(self) -> FeatureSpec:
         """How its features are made."""
+
+    @property
+    def basis(self) -> PcaBasis | None:
+        """The basis that its features are coordinates in; None where they are not reduced."""
 
     @property
     def id(self) -> str:
@@ -75,17 +82,27 @@ class LiveFeatures:
         source: as in ``load_backbone``.
         settings: the config's ``features``.
         device: where the backbone computes.
+        cache_dir: holds the basis of reduced features.
 
     Raises:
-        InputError: as ``load_backbone_and_spec``.
+        InputError: as ``load_reduced``.
     """
 
     def __init__(
-        self, source: BackboneSource, settings: Mapping[str, Any], device: str | torch.device
+        self,
+        source: BackboneSource,
+        settings: Mapping[str, Any],
+        device: str | torch.device,
+        cache_dir: str | Path,
     ) -> None:
         self.source, self.settings, self.device = source, settings, device
+        self.cache_dir = cache_dir
         self._backbone: Backbone | None
-        self._backbone, self.spec = load_backbone_and_spec(source, settings, device)
+        self._backbone, self.spec = self._load()
+
+    def _load(self) -> tuple[Backbone, FeatureSpec]:
+        advice = "run preprocessing, which fits it, or set features.pca to null"
+        return load_reduced(self.source, self.settings, self.device, self.cache_dir, advice)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}
@@ -94,7 +111,7 @@ class LiveFeatures:
     def backbone(self) -> Backbone:
         """The backbone, loaded."""
         if self._backbone is None:
-            self._backbone, _ = load_backbone_and_spec(self.source, self.settings, self.device)
+            self._backbone, _ = self._load()
         return self._backbone
 
 
@@ -124,6 +141,11 @@ class LiveVolume:
     def spec(self) -> FeatureSpec:
         """How its features are made."""
         return self.features.spec
+
+    @property
+    def basis(self) -> PcaBasis | None:
+        """The basis that its features are coordinates in; None where they are not reduced."""
+        return self.features.backbone.basis
 
     @property
     def id(self) -> str:
@@ -223,6 +245,7 @@ def live_volumes(
     source: BackboneSource,
     settings: Mapping[str, Any],
     device: str | torch.device = "cpu",
+    cache_dir: str | Path = "",
 ) -> Sequence[LiveVolume]:
     """Volumes of a section of a datalist, their features extracted when they are asked for.
 
@@ -232,15 +255,16 @@ def live_volumes(
         source: as in ``load_backbone``.
         settings: the config's ``features``.
         device: where the backbone computes.
+        cache_dir: holds the basis of reduced features.
 
     Raises:
-        InputError: the datalist, its volumes, the backbone or the settings are at fault, or the
-            section is empty.
+        InputError: the datalist, its volumes, the backbone, its basis or the settings are at fault,
+            or the section is empty.
     """
     entries = parse_datalist(datalist).section(section)
     if not entries:
         raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
-    features = LiveFeatures(source, settings, device)
+    features = LiveFeatures(source, settings, device, cache_dir)
     volumes = []
     for opened in map(open_entry, entries):
         window = opened.entry.intensity_window or measure_intensity_window(

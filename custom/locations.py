@@ -19,6 +19,13 @@ REMOTE = ("s3", "gs", "http", "https")
 TIMEOUT_S = 20.0  # for the small files of one folder
 FEW_RETRIES = 3  # a wrong host should be told soon
 MANY_RETRIES = 10  # a busy server should not end a run
+# Of every request, so that a large read over a slow line takes what it takes, and one that stands
+# still ends (after the retries). The user's own values win. TensorStore has no other way in.
+PATIENCE = {
+    "TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS": "20",
+    "TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "20",
+    "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "100",  # per second, that long
+}
 CREDENTIAL_FILES = ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_PROFILE")
 
 
@@ -67,9 +74,11 @@ class Location:
         return self.url if self.remote else str(self.path.resolve())
 
     def kvstore(self, retries: int = MANY_RETRIES) -> dict[str, Any]:
-        """TensorStore's name of the folder."""
+        """TensorStore's name of the folder; before the first remote one it is told ``PATIENCE``."""
         if not self.remote:
             return {"driver": "file", "path": f"{self.url}/"}
+        for name, value in PATIENCE.items():
+            os.environ.setdefault(name, value)
         scheme, host = self.url.split("/")[0].rstrip(":"), self.url.split("/")[2]
         key = self._split()[1]
         key = f"{key}/" if key else ""
@@ -113,6 +122,17 @@ class Location:
         if denied is not None and not found:
             raise denied
         return found
+
+    def is_file(self) -> bool:
+        """Whether there is such a file, now.
+
+        Raises:
+            OSError: access is denied, the server does not answer, or the disk fails.
+        """
+        if not self.remote:
+            return self.path.is_file()
+        name = posixpath.basename(self.url)
+        return name in self.parents[0].read([name])
 
     def _start_reads(self, names: Sequence[str]) -> dict[str, Any]:
         """A future for every file, all under way."""

@@ -19,6 +19,7 @@ import custom
 from custom.channels import ChannelLayout
 from custom.datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
 from custom.errors import InputError
+from custom.features.pca import BASIS_FILE
 from custom.features.spec import FeatureSpec
 from custom.handlers import as_uint8
 from custom.segmentation.segmenter import MutexWatershedSegmenter
@@ -80,6 +81,11 @@ class ModelLoader:
         trained = FeatureSpec.from_json(description["features"])
         wanted = dataset_spec(self.dataset)
         difference = trained.difference(wanted) if wanted else []
+        if len(difference) == 1 and difference[0].startswith("pca_digest"):
+            raise InputError(
+                f"model '{self.model_dir}' was trained on components of another basis than the "
+                f"'{BASIS_FILE}' of these features: put back the one that it was trained with."
+            )
         if difference:
             raise InputError(
                 f"model '{self.model_dir}' was trained on features that differ from the request "

@@ -25,6 +25,7 @@ from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.cache import RAW_KEPT, RAW_RESCALED, refuse_difference
+from custom.features.cache_basis import stored_or_fitted
 from custom.features.cache_files import (
     COMPRESSIONS,
     DENSE_CHUNK,
@@ -44,6 +45,9 @@ from custom.features.dense_writer import DenseVolumeWriter
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
 from custom.features.lattice import plane_lattice
+from custom.features.pca import PcaBasis
+from custom.features.pca_fit import fit_basis
+from custom.features.reduced import unreduced, with_basis
 from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
 from custom.locations import moved
 
@@ -182,6 +186,9 @@ class Preprocessor:
             self._remove_leftovers(jobs)
             for job in pending:
                 _mark_unfinished(job)
+            if spec.pca is not None:
+                basis = self._basis(jobs, backbone, spec, windows)
+                backbone, spec = with_basis(backbone, spec, basis, self.cache_dir)
             for job in jobs:
                 if job.id not in windows or _is_kept(job, spec):
                     job.files.remove_progress()
@@ -239,6 +246,25 @@ class Preprocessor:
                 f"ROIs"
             )
 
+    def _basis(
+        self,
+        jobs: Sequence[VolumeJob],
+        backbone: Backbone,
+        spec: FeatureSpec,
+        windows: Mapping[str, IntensityWindow],
+    ) -> PcaBasis:
+        """The cache's basis; fitted now, to the training entries, where there is none yet."""
+        found = [read_json(job.files.metadata)["features"] for job in jobs if job.files.finished]
+        training = [job for job in jobs if job.section == "training"] or jobs
+
+        def fit() -> PcaBasis:
+            assert spec.pca is not None
+            boxes = {job.id: _raw_box(job.opened, windows[job.id]) for job in training}
+            whole, progress = unreduced(spec, backbone), self.show_progress
+            return fit_basis(boxes, backbone, whole, spec.pca, self.windows_at_once, progress)
+
+        return stored_or_fitted(self.cache_dir, [FeatureSpec.from_json(f) for f in found], fit)
+
     def _make(
         self, job: VolumeJob, backbone: Backbone, spec: FeatureSpec, window: IntensityWindow
     ) -> None:
@@ -284,8 +310,7 @@ class Preprocessor:
         window: IntensityWindow,
     ) -> tuple[int, Json]:
         """Write the features; returns the number of windows computed, and where the grids lie."""
-        opened = job.opened
-        box = RawBox(opened.read_raw, opened.raw.metadata.shape, opened.roi, window)
+        box = _raw_box(job.opened, window)
         planes = {
             plane: PlaneExtraction(box, backbone, spec, plane, self.windows_at_once)
             for plane in spec.planes
@@ -372,6 +397,10 @@ def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
     """Entries of an array that is padded to whole chunks."""
     sizes = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
     return math.prod(-(-s // c) * c for s, c in zip(shape, sizes, strict=True))
+
+
+def _raw_box(opened: OpenEntry, window: IntensityWindow) -> RawBox:
+    return RawBox(opened.read_raw, opened.raw.metadata.shape, opened.roi, window)
 
 
 def _is_uint8(job: VolumeJob) -> bool:

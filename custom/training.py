@@ -22,6 +22,7 @@ from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, open_cache, refuse_difference
+from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import complete_settings, load_backbone_and_spec
 from custom.json_fields import read_object
 from custom.live import FeatureVolume, live_volumes
@@ -29,7 +30,7 @@ from custom.preflight import running_config
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILES = ("model.pt", "model.safetensors", "model.json")
+MODEL_FILES = ("model.pt", "model.safetensors", "model.json")  # and pca.safetensors
 PACKAGES = ("monai", "torch", "transformers", "numpy")
 
 
@@ -141,15 +142,23 @@ class BestModel:
     Attach to the evaluator.
 
     Args:
-        model_dir: folder for the three files.
+        model_dir: folder for the files.
         network: its state dict is saved.
         description: what ``model.json`` says beside epoch, scores and segmentation settings.
+        basis: of reduced features, saved as ``pca.safetensors``, for inference from raw.
     """
 
-    def __init__(self, model_dir: str, network: nn.Module, description: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model_dir: str,
+        network: nn.Module,
+        description: Mapping[str, Any],
+        basis: PcaBasis | None = None,
+    ) -> None:
         self.model_dir = Path(model_dir)
         self.network = network
         self.description = description
+        self.basis = basis
         self.voi = float("inf")
 
     def attach(self, engine: Engine) -> None:
@@ -169,11 +178,14 @@ class BestModel:
     def _save(self, found: Mapping[str, Any]) -> None:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
         described = json.dumps({**self.description, **found}, indent=2)
+        names = MODEL_FILES if self.basis is None else (*MODEL_FILES, BASIS_FILE)
         with ExitStack() as files:  # all are written before the first takes its place
-            parts = [files.enter_context(_replacing(self.model_dir / name)) for name in MODEL_FILES]
+            parts = [files.enter_context(_replacing(self.model_dir / name)) for name in names]
             torch.save(weights, parts[0])
             save_file(weights, parts[1])
             parts[2].write_text(described)
+            if self.basis is not None:
+                parts[3].write_bytes(self.basis.to_bytes())
 
     def state_dict(self) -> dict[str, float]:
         """Best score so far, for the checkpoint."""
@@ -239,7 +251,7 @@ def training_volumes(
     """Volumes of a section, with features as the config says.
 
     Args:
-        cache_dir: folder of the cache.
+        cache_dir: folder of the cache; for "raw" of one that holds the basis of reduced features.
         section: "training" or "validation".
         backbone: as in ``load_backbone``.
         features: the config's ``features``.
@@ -258,7 +270,7 @@ def training_volumes(
     volumes: Sequence[FeatureVolume] = (
         _cached_volumes(cache_dir, section, backbone, features)
         if source == "cache"
-        else live_volumes(datalist, section, backbone, features, device)
+        else live_volumes(datalist, section, backbone, features, device, cache_dir=cache_dir)
     )
     channels = volumes[0].spec.channels
     if token_channels not in (0, channels):
@@ -282,7 +294,7 @@ def _cached_volumes(
     settings = complete_settings(features)
     first = volumes[0]
     same_name = isinstance(backbone, str) and backbone == first.spec.backbone
-    if not (same_name and first.metadata["settings"] == settings):
+    if not (same_name and complete_settings(first.metadata["settings"]) == settings):
         _, spec = load_backbone_and_spec(backbone, settings)
         refuse_difference(first.spec, spec, first.path)
     return volumes
@@ -304,7 +316,7 @@ def model_description(
 
     Returns:
         FeatureSpec, offsets, sigma, channel order, data split, configuration and versions, plain
-        JSON values.
+        JSON values; with reduced features also the name of their basis' file.
     """
     layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
     split = {
@@ -313,6 +325,7 @@ def model_description(
     }
     return {
         "features": volumes[0].spec.to_json(),
+        **({} if volumes[0].spec.pca is None else {"basis": BASIS_FILE}),
         "affinity_offsets": [list(offset) for offset in affinity_offsets],
         "lsd_sigma_nm": lsd_sigma_nm,
         "channels": {

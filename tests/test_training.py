@@ -267,7 +267,9 @@ def test_the_three_files_of_a_model_are_replaced_together(
 
 
 def volume(channels: int = 8, name: str = "cube") -> Any:
-    spec = SimpleNamespace(backbone="a/b", channels=channels, to_json=lambda: {"window": 64})
+    spec = SimpleNamespace(
+        backbone="a/b", channels=channels, pca=None, to_json=lambda: {"window": 64}
+    )
     metadata = {"settings": {"window": 64}, "roi": {"offset": [0, 1, 2], "shape": [3, 4, 5]}}
     return SimpleNamespace(
         id=name, spec=spec, metadata=metadata, path=Path("cache/volume"), voxel_size_nm=(8.0,) * 3

@@ -152,10 +152,15 @@ def _in_short(features: dict[str, Any], compression: str | None) -> str:
     scale = features["pixels_per_voxel"]
     pixels = f"{scale[0]:g}" if len(set(scale)) == 1 else ",".join(f"{s:g}" for s in scale)
     packed = "" if compression in (None, "none") else f" {compression}"
+    steps = features.get("slice_step", [1, 1, 1])
+    slices = "" if max(steps) == 1 else f" slice_step {','.join(map(str, steps))}"
+    components = f", pca {features['pca']}" if features.get("pca") else ""
     return (
         f"{Path(features['backbone']).name} layers {','.join(map(str, features['layers']))}, "
-        f"{pixels} px/voxel, window {features['window']}, {' '.join(features['planes'])}, "
-        f"{features['dtype']}{packed}{_layout(features)}"
+        f"{pixels} px/voxel, window {features['window']}, "
+        f"stride {features.get('stride', features['patch_size'])}, "
+        f"{' '.join(features['planes'])}{slices}{components}, {features['dtype']}"
+        f"{packed}{_layout(features)}"
     )
 
 

@@ -1,5 +1,6 @@
 """Frozen DINO backbones: normalised images in, patch features out."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from custom.errors import InputError
+from custom.features.pca import PcaBasis
 from custom.json_fields import hint
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ class Backbone(nn.Module):
         self.patch_size, self.channels = _output_geometry(config, self.layers, final_norm)
         self.least_window = _least_window(config)
         self.digest = weights_digest(model)
+        self.basis: PcaBasis | None = None
         self.upsampler: nn.Module | None = None  # of the features, see ``load_backbone_and_spec``
         self._num_special = 1 + (getattr(config, "num_register_tokens", None) or 0)
         self.model = model.requires_grad_(False)
@@ -124,7 +127,14 @@ class Backbone(nn.Module):
             maps = [self._to_map(hidden, grid) for hidden in self._hidden_states(images)]
         # Outside inference mode: its tensors could not be saved for a trainable layer's backward.
         with torch.no_grad():
-            return torch.cat(maps, dim=1).float()
+            features = torch.cat(maps, dim=1).float()
+            return features if self.basis is None else self.basis.project(features)
+
+    def reduced(self, basis: PcaBasis) -> "Backbone":
+        """The same model, whose features are their coordinates in a basis."""
+        reduced = copy.copy(self)  # shares the weights
+        reduced.basis, reduced.channels = basis, basis.size
+        return reduced
 
     def _hidden_states(self, images: Tensor) -> list[Tensor]:
         """Output of the chosen blocks, normalised where asked for, as the model shapes it."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from custom.errors import InputError
+from custom.features.cache_basis import basis_of
 from custom.features.cache_files import (
     DENSE_ARRAY,
     FORMAT,
@@ -24,6 +25,7 @@ from custom.features.cache_files import (
     token_array,
     volumes_in,
 )
+from custom.features.pca import PcaBasis
 from custom.features.quantisation import restore
 from custom.features.spec import DEFAULTS, FeatureSpec
 from custom.features.stored_grids import read_entries, read_grid
@@ -106,6 +108,15 @@ class CachedVolume:
     def has_labels(self) -> bool:
         """Whether there are labels and their mask."""
         return "gt" in self.metadata["arrays"]
+
+    @property
+    def basis(self) -> PcaBasis | None:
+        """The basis that its features are coordinates in; None where they are not reduced.
+
+        Raises:
+            InputError: the cache has lost it, or has another one.
+        """
+        return None if self.spec.pca is None else basis_of(self.spec, self.path.parent)
 
     def placement(self, plane: str) -> tuple[Triple, Triple]:
         """Start and step of a plane's whole grid, voxels, zyx."""
@@ -216,7 +227,8 @@ def open_cache(
 
     Raises:
         InputError: no such cache; one of the wanted volumes is missing or unfinished; no volume is
-            left; the features are not the wanted ones, or not the same in all volumes.
+            left; the features are not the wanted ones, or not the same in all volumes; their basis
+            is not there.
     """
     cache_dir = Path(cache_dir).absolute()
     where = f"cache_dir '{cache_dir}'"
@@ -240,6 +252,8 @@ def open_cache(
     volumes = [CachedVolume(files.arrays) for files in wanted]
     for volume in volumes:
         refuse_difference(volume.spec, spec or volumes[0].spec, volume.path)
+    if volumes[0].spec.pca is not None:
+        basis_of(volumes[0].spec, cache_dir)
     return volumes
 
 

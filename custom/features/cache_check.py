@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from custom.errors import InputError
 from custom.features.cache import RUN_PREPROCESSING, CachedVolume
+from custom.features.cache_basis import basis_of
 from custom.features.cache_files import (
     DENSE_ARRAY,
     Json,
@@ -118,6 +119,11 @@ def _defects(files: VolumeFiles, on_chunk: OnChunk) -> Iterator[str]:
     except InputError as mistake:
         yield f": {mistake}"
         return
+    if spec.pca is not None:
+        try:
+            basis_of(spec, files.cache_dir)
+        except InputError as mistake:
+            yield f": {mistake}"
     for name, expected in _expected(metadata, spec).items():
         described = metadata["arrays"].get(name)
         if described is None:

@@ -84,8 +84,10 @@ class PlaneExtraction:
         plane: str,
         windows_at_once: int | None = None,
     ) -> None:
-        if backbone.digest != spec.digest or backbone.layers != spec.layers:
-            raise ValueError(f"the spec was made with another backbone than {backbone.name}")
+        if not spec.made_with(backbone):
+            raise ValueError(
+                f"the spec was made with another backbone or basis than {backbone.name}"
+            )
         self._upsampler = _upsampler_of(backbone, spec)
         self.box = box
         self.backbone = backbone

@@ -27,6 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
     "dtype": "float16",
     "layout": "tokens",
     "upsampler": None,
+    "pca": None,
 }
 PRECISIONS = ("bfloat16", "float32")
 DTYPES = ("float16", "float32", "int8")
@@ -41,7 +42,7 @@ class FeatureSpec:
         backbone: what the user called it: hub id, folder, or "random <model_type>".
         digest: of the backbone's weights (``weights_digest``).
         patch_size: pixels per patch along either axis.
-        channels: of the features, all layers together.
+        channels: of the features: those of all layers together, or ``pca``.
         layers: numbers of the blocks, 1 to n.
         final_norm: whether the model's last norm was applied to each of them.
         pixels_per_voxel: zyx; the scale at which the backbone sees the volume.
@@ -63,6 +64,10 @@ class FeatureSpec:
         upsampler: what the user called the guided upsampler: "anyup" or a folder; None for linear
             upsampling.
         upsampler_digest: of its weights.
+        pca: number of principal components that the backbone's features were reduced to; None
+            where they were not.
+        pca_digest: of the components' basis (``PcaBasis``); None where none is fitted yet, which
+            is no difference from any other.
 
     Raises:
         InputError: a value out of range, or values that contradict each other.
@@ -88,6 +93,8 @@ class FeatureSpec:
     layout: str
     upsampler: str | None = None
     upsampler_digest: str | None = None
+    pca: int | None = None
+    pca_digest: str | None = None
 
     def __post_init__(self) -> None:
         self._check_scale()
@@ -96,6 +103,11 @@ class FeatureSpec:
         for name, known in (("precision", PRECISIONS), ("dtype", DTYPES), ("layout", LAYOUTS)):
             _known(name, getattr(self, name), known)
         self._check_upsampler()
+        if self.pca not in (None, self.channels) or (self.pca_digest and not self.pca):
+            raise InputError(
+                f"a feature spec with {self.channels} channels cannot have pca {self.pca} and "
+                f"pca_digest {self.pca_digest}."
+            )
 
     def _check_upsampler(self) -> None:
         if self.upsampler is None:
@@ -207,7 +219,8 @@ class FeatureSpec:
         """The spec that ``to_json`` was called on.
 
         One from before there were ``stride`` and ``slice_step`` has a token for every patch and
-        every slice; one from before there was ``upsampler`` has none.
+        every slice; one from before there was ``upsampler`` has none, one from before ``pca`` all
+        channels.
 
         Raises:
             InputError: a key is missing or unknown.
@@ -217,6 +230,8 @@ class FeatureSpec:
             "slice_step": (1, 1, 1),
             "upsampler": None,
             "upsampler_digest": None,
+            "pca": None,
+            "pca_digest": None,
             **values,
         }
         names = {field.name for field in fields(cls)}
@@ -235,13 +250,16 @@ class FeatureSpec:
         """What differs, each as "window (512, not 896)": this spec's value, then the other's.
 
         A backbone is its weights: its name counts only where the digests differ; an upsampler
-        likewise. Steps of slices count only in planes that both have.
+        likewise. Steps of slices count only in planes that both have, channels and bases
+        only where both have the same number of components.
         """
         common = set(self.planes) & set(other.planes)
         same = {
             "backbone": self.digest == other.digest,
             "upsampler": self.upsampler_digest == other.upsampler_digest,
             "slice_step": all(self.slice_step_of(p) == other.slice_step_of(p) for p in common),
+            "channels": self.pca != other.pca,
+            "pca_digest": self.pca != other.pca or None in (self.pca_digest, other.pca_digest),
         }
         here, there = self.to_json(), other.to_json()
         return [
@@ -249,6 +267,14 @@ class FeatureSpec:
             for name in here
             if here[name] != there[name] and not same.get(name, False)
         ]
+
+    def made_with(self, backbone: Backbone) -> bool:
+        """Whether these are features of this backbone, and of its basis if it has one."""
+        basis = backbone.basis
+        weights = (self.digest, self.layers) == (backbone.digest, backbone.layers)
+        if basis is None or self.pca is None:
+            return weights and basis is None and self.pca is None
+        return weights and self.pca_digest == basis.digest
 
 
 def complete_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -268,8 +294,8 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         settings: ``layers``, ``final_norm``, ``pixels_per_voxel`` (one number, or three for z, y,
             x), ``window``, ``overlap``, ``stride`` (None for the patch size), ``planes``,
             ``slice_step`` (one number, or one per plane), ``intensity_percentiles``,
-            ``precision``, ``dtype``, ``layout``, ``upsampler``; ``DEFAULTS`` stand in for those
-            that are missing.
+            ``precision``, ``dtype``, ``layout``, ``upsampler``, ``pca`` (None for all channels);
+            ``DEFAULTS`` stand in for those that are missing.
         backbone: loaded with the settings' ``layers`` and ``final_norm``.
 
     Returns:
@@ -294,11 +320,12 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         )
     stride = backbone.patch_size if chosen["stride"] is None else chosen["stride"]
     planes = tuple(sequence(chosen["planes"], "features.planes"))
+    pca = _components(chosen["pca"], backbone)
     return FeatureSpec(
         backbone=backbone.name,
         digest=backbone.digest,
         patch_size=backbone.patch_size,
-        channels=backbone.channels,
+        channels=backbone.channels if pca is None else pca,
         layers=backbone.layers,
         final_norm=backbone.final_norm,
         pixels_per_voxel=_triple(chosen["pixels_per_voxel"]),
@@ -314,6 +341,7 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
         dtype=chosen["dtype"],
         layout=chosen["layout"],
         upsampler=chosen["upsampler"],
+        pca=pca,
     )
 
 
@@ -359,6 +387,18 @@ def _short(value: Any) -> str:
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"features.{name} must be a whole number of pixels, got {value!r}.")
+    return value
+
+
+def _components(value: Any, backbone: Backbone) -> int | None:
+    """Number of principal components, None for all of the backbone's channels as they are."""
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= backbone.channels:
+        raise InputError(
+            f"features.pca must be null, or a whole number from 1 to the {backbone.channels} "
+            f"channels of {backbone.name} in these layers, got {value!r}."
+        )
     return value
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom.errors import InputError
+from custom.networks.upsampling import LearnedUpsampling
 from custom.planes import PLANES, upsample_batch
 
 logger = logging.getLogger(__name__)
@@ -18,18 +19,21 @@ class TokenFusion(nn.Module):
 
     Projection (per token, linear) comes first, on patches: upsampling and averaging are linear too,
     so the result is that of projecting the dense average, whose C x D x H x W values never exist.
+    Learned upsampling, which is not linear, comes between the two.
 
     Args:
         in_channels: channels C of a token.
         out_channels: channels of the result.
+        upsampling_steps: learned doublings of the in-plane resolution (``LearnedUpsampling``).
 
     Source:
         The dense average is that of dinov3_playground; the order of the operations is ours.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, upsampling_steps: int = 0) -> None:
         super().__init__()
         self.project = nn.Linear(in_channels, out_channels)
+        self.refine = LearnedUpsampling(out_channels, upsampling_steps)
 
     def forward(
         self, tokens: dict[str, Tensor], placements: dict[str, Tensor], shape: Sequence[int]
@@ -50,7 +54,8 @@ class TokenFusion(nn.Module):
         total: Tensor | None = None
         for plane, values in tokens.items():
             projected = self.project(values.float().movedim(1, -1)).movedim(-1, 1)
-            dense = upsample_batch(projected, placements[plane], shape, plane)
+            finer, placement = self.refine(projected, placements[plane], plane)
+            dense = upsample_batch(finer, placement, shape, plane)
             total = dense if total is None else total + dense
         if total is None:
             raise ValueError("no tokens to fuse")
@@ -64,7 +69,15 @@ class TokenFusion(nn.Module):
 
         Returns:
             (B, out_channels, D, H, W); for linearly upsampled tokens what ``forward`` gives.
+
+        Raises:
+            InputError: the network is to upsample features, but these are upsampled already.
         """
+        if self.refine.steps:
+            raise InputError(
+                "the network is to learn upsampling, but features of the dense layout are already "
+                "upsampled: set learned_upsampling_steps to 0, or features.layout to 'tokens'."
+            )
         kernel = self.project.weight[:, :, None, None, None]
         return F.conv3d(features.float(), kernel, self.project.bias)
 
@@ -78,9 +91,11 @@ class TokenUNet(nn.Module):
         token_channels: channels of a token; 0 for a raw-only network.
         fused_channels: channels that tokens are projected to; unused if ``token_channels`` is 0.
         use_raw: join the raw channel; False for tokens alone.
+        upsampling_steps: learned doublings of the tokens' in-plane resolution after projection; 3
+            make one entry per voxel of a patch of 8 voxels. 0 upsamples linearly.
 
     Raises:
-        InputError: neither raw nor tokens.
+        InputError: neither raw nor tokens; ``upsampling_steps`` out of range.
     """
 
     def __init__(
@@ -89,6 +104,7 @@ class TokenUNet(nn.Module):
         token_channels: int,
         fused_channels: int = 16,
         use_raw: bool = True,
+        upsampling_steps: int = 0,
     ) -> None:
         super().__init__()
         if not (use_raw or token_channels):
@@ -96,7 +112,9 @@ class TokenUNet(nn.Module):
                 "a network needs raw, tokens or both: use_raw is false and token_channels is 0."
             )
         self.network = network
-        self.fusion = TokenFusion(token_channels, fused_channels) if token_channels else None
+        self.fusion: TokenFusion | None = None
+        if token_channels:
+            self.fusion = TokenFusion(token_channels, fused_channels, upsampling_steps)
         self.fused_channels = fused_channels
         self.use_raw = use_raw
 

@@ -39,6 +39,16 @@ def test_list_shows_every_volume(folder: Path, capsys: pytest.CaptureFixture[str
     assert "cube1" in second and second.rstrip().endswith("unfinished")
 
 
+def test_list_says_how_features_were_made_finer_or_smaller(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"stride": 4, "slice_step": [1, 3, 1], "pca": 3, "pca_digest": "0123"}
+    write(VolumeFiles(tmp_path, 0), request(0, **changes))
+    run("list", tmp_path)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert "window 64, stride 4, xy xz yz slice_step 1,3,1, pca 3, float16" in line
+
+
 def test_list_tells_the_layouts_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     guide = {"upsampler": "some/anyup", "upsampler_digest": "4567"}
     for index, changes in enumerate(({}, {"layout": "dense"}, {"layout": "dense", **guide})):

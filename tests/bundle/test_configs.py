@@ -179,6 +179,7 @@ def test_load_gives_the_network_with_the_weights_of_a_shared_bundle(
         "use_raw",
         "token_channels",
         "fused_channels",
+        "learned_upsampling_steps",
         "unet_channels",
         "unet_strides",
         "unet_norm",

@@ -39,6 +39,7 @@ class PatchMeans(nn.Module):
 
     patch_size, channels, layers, digest, name = 4, 3, (1,), "means", "means"
     image_mean, image_std = (0.3, 0.3, 0.3), (0.2, 0.2, 0.2)
+    basis = None
 
     def __init__(self) -> None:
         super().__init__()
