@@ -318,6 +318,11 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
             f"features.window must be at least {backbone.least_window} pixels for {backbone.name}, "
             f"got {window}."
         )
+    if window % backbone.image_multiple and window % backbone.patch_size == 0:
+        raise InputError(
+            f"features.window must be a multiple of {backbone.image_multiple} pixels for stages "
+            f"{list(backbone.layers)} of {backbone.name}, got {window}."
+        )
     stride = backbone.patch_size if chosen["stride"] is None else chosen["stride"]
     planes = tuple(sequence(chosen["planes"], "features.planes"))
     pca = _components(chosen["pca"], backbone)
