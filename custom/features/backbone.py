@@ -19,6 +19,7 @@ from custom.features.pca import PcaBasis
 
 logger = logging.getLogger(__name__)
 
+BLOCKS = ("DINOv3ViTLayer", "DINOv3ConvNextLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
 _FINAL_NORM = {
     "dinov3_vit": "norm",
     "dinov3_convnext": "layer_norm",
@@ -84,11 +85,22 @@ class Backbone(nn.Module):
         self.upsampler: nn.Module | None = None  # of the features, see ``load_backbone_and_spec``
         self._num_special = 1 + (getattr(config, "num_register_tokens", None) or 0)
         self.model = model.requires_grad_(False)
+        self.compiled = False
         self.eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen backbone has no other."""
         return super().train(False)
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile translate every block when it first runs; the features stay the same.
+
+        Blocks, not the whole model: they are alike, so that one translation serves all of them.
+        """
+        for module in self.model.modules():
+            if type(module).__name__ in BLOCKS:
+                module.compile()
+        self.compiled = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch features of images.
@@ -102,6 +114,7 @@ class Backbone(nn.Module):
 
         Raises:
             ValueError: the images do not consist of whole patches.
+            InputError: compiling fails.
         """
         size = self.image_multiple
         if (
@@ -116,7 +129,8 @@ class Backbone(nn.Module):
             )
         grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, self.amp):
-            maps = [self._to_map(hidden, grid) for hidden in self._hidden_states(images)]
+            states = self._compiled_states(images) if self.compiled else self._hidden_states(images)
+            maps = [self._to_map(hidden, grid) for hidden in states]
         # Outside inference mode: its tensors could not be saved for a trainable layer's backward.
         with torch.no_grad():
             features = torch.cat([_upsampled(part.float(), grid) for part in maps], dim=1)
@@ -127,6 +141,19 @@ class Backbone(nn.Module):
         reduced = copy.copy(self)  # shares the weights
         reduced.basis, reduced.channels = basis, basis.size
         return reduced
+
+    def _compiled_states(self, images: Tensor) -> list[Tensor]:
+        """As ``_hidden_states``; blocks are compiled when they first run."""
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        try:
+            return self._hidden_states(images)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"compile is true, but torch.compile fails for {self.name} on {images.device} "
+                f"({str(error).strip().splitlines()[0]}): install a C++ compiler (for CUDA, "
+                "Triton comes with torch), or set compile to false."
+            ) from error
 
     def _hidden_states(self, images: Tensor) -> list[Tensor]:
         """Output of the chosen blocks, normalised where asked for, as the model shapes it."""
@@ -172,6 +199,7 @@ def load_backbone(
     final_norm: bool = True,
     device: str | torch.device = "cpu",
     amp: bool = False,
+    compile: bool = False,
 ) -> Backbone:
     """Load a frozen backbone from the hub or a folder, or make one with random weights.
 
@@ -186,12 +214,14 @@ def load_backbone(
         final_norm: apply the model's last layer norm to each of them.
         device: where it computes.
         amp: bfloat16 autocast.
+        compile: translate its blocks by torch.compile when they first run.
 
     Raises:
         InputError: the source cannot be reached, is gated, is not there, holds no weights or is of
             another kind of model; a layer does not exist; the device is absent.
     """
-    for setting, value in (("amp", amp), ("features.final_norm", final_norm)):
+    switches = {"amp": amp, "features.final_norm": final_norm, "compile": compile}
+    for setting, value in switches.items():
         if value not in (True, False):
             raise InputError(f"{setting} must be true or false, got {value!r}.")
     device = _available_device(device)
@@ -205,6 +235,8 @@ def load_backbone(
         backbone.name, backbone.model_type, backbone.channels, backbone.patch_size,
         list(backbone.layers), backbone.num_layers, backbone.digest,
     )  # fmt: skip
+    if compile:
+        backbone.compile_blocks()
     return backbone.to(device)
 
 
