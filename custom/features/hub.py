@@ -40,11 +40,12 @@ def download(repo_id: str, check: Callable[[Path], object]) -> Path:
     Raises:
         InputError: gated, not there, or out of reach and not in the hub's cache.
     """
-    folder = _snapshot(repo_id, CONFIGURATION)
+    stalled = _stalls(repo_id)
+    folder = _snapshot(repo_id, CONFIGURATION, stalled)
     check(folder)
-    _snapshot(repo_id, SAFE_WEIGHTS)
+    _snapshot(repo_id, SAFE_WEIGHTS, stalled)
     if not any(folder.glob("model*.safetensors")):
-        _snapshot(repo_id, OLD_WEIGHTS)
+        _snapshot(repo_id, OLD_WEIGHTS, stalled)
     return folder
 
 
@@ -62,12 +63,12 @@ def ungated_mirror(repo_id: str) -> str | None:
     return f"timm/vit_{_SIZES[size]}{plus}_patch16_dinov3.{data}"
 
 
-def _snapshot(repo_id: str, patterns: list[str]) -> Path:
+def _snapshot(repo_id: str, patterns: list[str], stalled: bool) -> Path:
     """Download of the files that match, or the cached copy when the hub is out of reach."""
     try:
         # Unlike hf_hub_download, which retries for 20 s, this fails at once without a network.
         copy = huggingface_hub.snapshot_download(
-            repo_id, allow_patterns=patterns, local_files_only=_stalls(repo_id)
+            repo_id, allow_patterns=patterns, local_files_only=stalled
         )
         return Path(copy)
     except GatedRepoError as error:
@@ -81,10 +82,11 @@ def _snapshot(repo_id: str, patterns: list[str]) -> Path:
             "private: check the spelling, or run `hf auth login` if it is private."
         ) from error
     except OSError as error:  # every way of being offline: no network, no answer, HF_HUB_OFFLINE
+        obstacle = "does not answer" if stalled else _obstacle(error)
         raise InputError(
             f"backbone {repo_id} is not a folder here and cannot be downloaded, the Hugging Face "
-            f"hub {_obstacle(error)}: connect this machine, or give a local folder with "
-            "config.json and weights."
+            f"hub {obstacle}: connect this machine, or give a local folder with config.json and "
+            "weights."
         ) from error
 
 

@@ -90,6 +90,22 @@ def test_layers_are_outputs_of_blocks_in_the_order_asked_for(
     assert backbone.channels == expected.shape[1]
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_block_2_is_the_second_one(final_norm: bool) -> None:
+    config = {**VIT, "num_hidden_layers": 12}
+    backbone = load_backbone(config, layers=[2, 5, 8, 11], final_norm=final_norm)
+    outputs: list[torch.Tensor] = []
+    blocks = [m for m in backbone.model.modules() if type(m).__name__ == "DINOv3ViTLayer"]
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    features = backbone(images(backbone))
+    assert (len(outputs), backbone.channels) == (12, 4 * 32)
+    for part, layer in zip(features.split(32, dim=1), (2, 5, 8, 11), strict=True):
+        output = outputs[layer - 1]
+        patches = (backbone.model.norm(output) if final_norm else output)[:, 5:]
+        torch.testing.assert_close(part, patches.mT.reshape(2, 32, 3, 2))
+
+
 def test_negative_layers_count_from_the_end() -> None:
     last, named = load_backbone(VIT, layers=[-1, -3]), load_backbone(VIT, layers=[3, 1])
     assert last.layers == named.layers == (3, 1)

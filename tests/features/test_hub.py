@@ -205,7 +205,7 @@ def test_a_cached_copy_is_used_when_the_hub_is_out_of_reach(
     [
         ("stopped", "the Hugging Face hub is out of reach"),
         ("offline", "is out of reach because HF_HUB_OFFLINE is set"),
-        ("stalled", "the Hugging Face hub is out of reach"),
+        ("stalled", "the Hugging Face hub does not answer"),
         ("failing", "answers with status 503 and is out of reach"),
     ],
 )
