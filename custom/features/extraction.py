@@ -97,8 +97,7 @@ class PlaneExtraction:
         self.shape = (spec.channels, *self.lattice.shape)
         self.windows_per_slice = len(self.lattice.windows[0]) * len(self.lattice.windows[1])
         self._device = next(backbone.parameters()).device
-        fitting = windows_at_once or windows_that_fit(spec, self._device)
-        self._at_once = min(fitting, self.shape[1])
+        self._at_once = windows_at_once or windows_that_fit(spec, self._device)
         self._forward = InBatches(backbone, self._at_once)
         self._rows, self._columns = (
             {k: self._on_device(axis.resampling(k)) for k in windows}

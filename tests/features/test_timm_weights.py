@@ -61,6 +61,21 @@ def test_the_digest_is_that_of_the_same_weights_in_hugging_faces_form(
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "biased"),
+    [("vit_small_patch16_dinov3", True), ("vit_7b_patch16_dinov3", False)],
+)
+def test_biases_that_timm_leaves_out_are_zero_but_in_the_7b_which_has_none(
+    architecture: str, biased: bool, tmp_path: Path
+) -> None:
+    model = load_backbone(timm_folder(tmp_path / "m", architecture)).model
+    assert (model.config.query_bias, model.config.value_bias) == (biased, biased)
+    found = [v for k, v in model.state_dict().items() if k.endswith(("q_proj.bias", "v_proj.bias"))]
+    assert len(found) == (2 * 3 if biased else 0)
+    assert not any(value.any() for value in found)
+    assert not model.config.key_bias
+
+
 def test_shards_and_half_precision_are_the_same_weights(tmp_path: Path) -> None:
     whole = timm_folder(tmp_path / "whole", "vit_small_patch16_dinov3")
     shards = timm_folder(tmp_path / "shards", "vit_small_patch16_dinov3")
