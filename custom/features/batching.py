@@ -51,8 +51,9 @@ def bytes_of_window(spec: FeatureSpec) -> int:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; ``None`` where that is not known."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cuda":  # torch keeps what it has freed, and will use it again
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.exists():
         return None

@@ -100,7 +100,9 @@ def test_no_more_windows_at_once_than_half_of_the_free_memory_holds(
 
 def test_free_memory_is_asked_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 80 * 2**30))
-    assert free_memory(torch.device("cuda", 0)) == 3 * 2**30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30 * 2**30)
+    assert free_memory(torch.device("cuda", 0)) == (3 + 50 - 30) * 2**30
     assert free_memory(torch.device("meta")) is None
     if Path("/proc/meminfo").exists():
         assert 2**20 < (free_memory(CPU) or 0) < 2**50
