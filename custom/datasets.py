@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
+from custom.features.batching import checked_windows_at_once
 from custom.features.cache import open_cache
 from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
@@ -235,10 +236,12 @@ class RawVolumeDataset(Dataset[Sample]):
         use_tokens: extract tokens; False for raw-only networks, the backbone is not loaded then.
         device: where the backbone computes.
         model_dir: folder of a model, with the basis of its features if they are reduced.
+        windows_at_once: batch size of the forward pass; ``None`` for as many as fit into memory.
+        compile: run the backbone through torch.compile.
 
     Raises:
         InputError: the datalist, the backbone, its basis or the features are at fault, the
-            section is empty, or the region is unknown.
+            section is empty, the region is unknown, or windows_at_once is no such number.
     """
 
     def __init__(
@@ -251,7 +254,10 @@ class RawVolumeDataset(Dataset[Sample]):
         use_tokens: bool = True,
         device: str | torch.device = "cpu",
         model_dir: str = "",
+        windows_at_once: int | None = None,
+        compile: bool = False,
     ) -> None:
+        self.windows_at_once = checked_windows_at_once(windows_at_once)
         if region not in REGIONS:
             raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
         entries = parse_datalist(datalist).section(section)
@@ -265,7 +271,9 @@ class RawVolumeDataset(Dataset[Sample]):
         self.spec: FeatureSpec | None = None
         if use_tokens:
             advice = "put back the one that training wrote there"
-            self.backbone, self.spec = load_reduced(backbone, features, device, model_dir, advice)
+            self.backbone, self.spec = load_reduced(
+                backbone, features, device, model_dir, advice, compile
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -299,7 +307,14 @@ class RawVolumeDataset(Dataset[Sample]):
         assert self.backbone is not None and self.spec is not None
         shape = opened.raw.metadata.shape
         return extract_planes(
-            opened.read_raw, shape, roi, self.backbone, self.spec, window, progress=True
+            opened.read_raw,
+            shape,
+            roi,
+            self.backbone,
+            self.spec,
+            window,
+            windows_at_once=self.windows_at_once,
+            progress=True,
         )
 
 
@@ -314,6 +329,8 @@ def inference_dataset(
     use_tokens: bool = True,
     device: str | torch.device = "cpu",
     model_dir: str = "",
+    windows_at_once: int | None = None,
+    compile: bool = False,
 ) -> RawVolumeDataset | CachedVolumeDataset:
     """Volumes to segment, from raw or from a cache.
 
@@ -328,7 +345,16 @@ def inference_dataset(
     """
     if source == "raw":
         return RawVolumeDataset(
-            datalist, section, backbone, features, region, use_tokens, device, model_dir
+            datalist,
+            section,
+            backbone,
+            features,
+            region,
+            use_tokens,
+            device,
+            model_dir,
+            windows_at_once,
+            compile,
         )
     if source == "cache":
         return CachedVolumeDataset(open_cache(cache_dir, section), use_tokens)

@@ -15,6 +15,7 @@ from torch import Tensor
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
+from custom.features.batching import checked_windows_at_once
 from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
@@ -83,9 +84,11 @@ class LiveFeatures:
         settings: the config's ``features``.
         device: where the backbone computes.
         cache_dir: holds the basis of reduced features.
+        windows_at_once: batch size of the forward pass; ``None`` for as many as fit into memory.
+        compile: run the backbone through torch.compile.
 
     Raises:
-        InputError: as ``load_reduced``.
+        InputError: as ``load_reduced``; windows_at_once is no such number.
     """
 
     def __init__(
@@ -94,15 +97,21 @@ class LiveFeatures:
         settings: Mapping[str, Any],
         device: str | torch.device,
         cache_dir: str | Path,
+        windows_at_once: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.source, self.settings, self.device = source, settings, device
         self.cache_dir = cache_dir
+        self.windows_at_once = checked_windows_at_once(windows_at_once)
+        self.compile = compile
         self._backbone: Backbone | None
         self._backbone, self.spec = self._load()
 
     def _load(self) -> tuple[Backbone, FeatureSpec]:
         advice = "run preprocessing, which fits it, or set features.pca to null"
-        return load_reduced(self.source, self.settings, self.device, self.cache_dir, advice)
+        return load_reduced(
+            self.source, self.settings, self.device, self.cache_dir, advice, self.compile
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}
@@ -208,8 +217,9 @@ class LiveVolume:
     def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
         spec = replace(self.spec, planes=(plane,))
         read, shape = self.opened.read_raw, self.opened.raw.metadata.shape
-        backbone = self.features.backbone
-        return extract_planes(read, shape, self._in_raw(roi), backbone, spec, self.window)[plane]
+        backbone, at_once = self.features.backbone, self.features.windows_at_once
+        roi = self._in_raw(roi)
+        return extract_planes(read, shape, roi, backbone, spec, self.window, at_once)[plane]
 
     def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
         """Raw of a box (D, H, W), 0 outside the ROI."""
@@ -246,6 +256,8 @@ def live_volumes(
     settings: Mapping[str, Any],
     device: str | torch.device = "cpu",
     cache_dir: str | Path = "",
+    windows_at_once: int | None = None,
+    compile: bool = False,
 ) -> Sequence[LiveVolume]:
     """Volumes of a section of a datalist, their features extracted when they are asked for.
 
@@ -256,6 +268,8 @@ def live_volumes(
         settings: the config's ``features``.
         device: where the backbone computes.
         cache_dir: holds the basis of reduced features.
+        windows_at_once: as in ``LiveFeatures``.
+        compile: as in ``LiveFeatures``.
 
     Raises:
         InputError: the datalist, its volumes, the backbone, its basis or the settings are at fault,
@@ -264,7 +278,7 @@ def live_volumes(
     entries = parse_datalist(datalist).section(section)
     if not entries:
         raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
-    features = LiveFeatures(source, settings, device, cache_dir)
+    features = LiveFeatures(source, settings, device, cache_dir, windows_at_once, compile)
     volumes = []
     for opened in map(open_entry, entries):
         window = opened.entry.intensity_window or measure_intensity_window(

@@ -24,6 +24,7 @@ import custom
 from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
+from custom.features.batching import checked_windows_at_once
 from custom.features.cache import RAW_KEPT, RAW_RESCALED, refuse_difference
 from custom.features.cache_basis import stored_or_fitted
 from custom.features.cache_files import (
@@ -132,13 +133,14 @@ class Preprocessor:
         features: scale, window and the rest (``make_spec``).
         sections: of the datalist that are cached.
         device: where the backbone computes.
-        windows_at_once: batch size of the forward pass; ``None`` for the device's default.
+        windows_at_once: batch size of the forward pass; ``None`` for as many as fit into memory.
         show_progress: draw progress bars.
         compression: of the features: "none", "lz4" or "zstd". Finished volumes are kept as they
             are, whatever theirs.
+        compile: run the backbone through torch.compile.
 
     Raises:
-        InputError: an unknown section or compression.
+        InputError: an unknown section or compression, or windows_at_once is no such number.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class Preprocessor:
         windows_at_once: int | None = None,
         show_progress: bool = True,
         compression: str = "none",
+        compile: bool = False,
     ) -> None:
         self.datalist = Path(datalist)
         self.cache_dir = Path(cache_dir).expanduser().absolute()
@@ -162,7 +165,8 @@ class Preprocessor:
             raise InputError(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
         self.sections = [name for name in SECTIONS if name in sections]
         self.device = device
-        self.windows_at_once = windows_at_once
+        self.windows_at_once = checked_windows_at_once(windows_at_once)
+        self.compile = compile
         self.show_progress = show_progress
         if compression not in COMPRESSIONS:
             known = ", ".join(COMPRESSIONS)
@@ -178,7 +182,9 @@ class Preprocessor:
         """
         jobs = self._jobs()
         self._refuse_strangers(jobs)
-        backbone, spec = load_backbone_and_spec(self.backbone, self.features, self.device)
+        backbone, spec = load_backbone_and_spec(
+            self.backbone, self.features, self.device, self.compile
+        )
         pending = [job for job in jobs if not _is_kept(job, spec)]
         windows = {job.id: _intensity_window(job, spec) for job in pending}
         self._refuse_full_disk(pending, spec)

@@ -247,6 +247,8 @@ def training_volumes(
     source: str = "cache",
     datalist: str = "",
     device: str | torch.device = "cpu",
+    windows_at_once: int | None = None,
+    compile: bool = False,
 ) -> Sequence[FeatureVolume]:
     """Volumes of a section, with features as the config says.
 
@@ -260,6 +262,9 @@ def training_volumes(
             for, which needs no preprocessing and takes a forward pass of every window of a crop.
         datalist: path, for "raw".
         device: where the backbone computes, for "raw".
+        windows_at_once: batch size of the forward pass, for "raw"; ``None`` for as many as fit into
+            memory.
+        compile: run the backbone through torch.compile, for "raw".
 
     Raises:
         InputError: no such volumes, or volumes of other features or another number of channels;
@@ -270,7 +275,9 @@ def training_volumes(
     volumes: Sequence[FeatureVolume] = (
         _cached_volumes(cache_dir, section, backbone, features)
         if source == "cache"
-        else live_volumes(datalist, section, backbone, features, device, cache_dir=cache_dir)
+        else live_volumes(
+            datalist, section, backbone, features, device, cache_dir, windows_at_once, compile
+        )
     )
     channels = volumes[0].spec.channels
     if token_channels not in (0, channels):

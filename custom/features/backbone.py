@@ -2,54 +2,46 @@
 
 import copy
 import hashlib
-import json
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
+import re
+from collections.abc import Sequence
 
-import huggingface_hub
 import torch
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from torch.nn import functional as F
+from transformers import PretrainedConfig, PreTrainedModel
 
 from custom.errors import InputError
+from custom.features.backbone_weights import BackboneSource as BackboneSource  # also found here
+from custom.features.backbone_weights import find_model
+from custom.features.image_statistics import IMAGENET_MEAN, IMAGENET_STD, RGB
 from custom.features.pca import PcaBasis
-from custom.json_fields import hint
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("dinov3_vit", "dinov3_convnext", "dinov2", "dinov2_with_registers")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
+BLOCKS = ("DINOv3ViTLayer", "DINOv3ConvNextLayer", "Dinov2Layer", "Dinov2WithRegistersLayer")
 _FINAL_NORM = {
     "dinov3_vit": "norm",
     "dinov3_convnext": "layer_norm",
     "dinov2": "layernorm",
     "dinov2_with_registers": "layernorm",
 }
-_UNUSED_WEIGHTS = ("mask_token",)  # pre-training only; some published checkpoints leave it out
-
-BackboneSource = str | Path | Mapping[str, Any]
-RGB = tuple[float, float, float]
 
 
 class Backbone(nn.Module):
     """A frozen vision model that maps images to one feature vector per patch.
 
     Class and register tokens are dropped by the configuration's own counts; the outputs of the
-    chosen blocks are concatenated along the channels, in the order of ``layers``.
+    chosen blocks are concatenated along the channels, in the order of ``layers``. Stages of a
+    ConvNeXt differ in resolution: coarser maps are linearly upsampled to the finest chosen one.
 
     Args:
         model: a transformers model of one of ``MODEL_TYPES``, float32; it is frozen.
         name: what the user called it: a hub id, a folder or "random <model_type>".
         layers: blocks (stages of a ConvNeXt) whose output is used: 1 to n, or -1 to -n from the
             end.
-        final_norm: apply the model's last layer norm to the output of every chosen block.
+        final_norm: apply the model's last layer norm to the output of every chosen block; that of a
+            ConvNeXt fits its last stage alone, and the others stay as they are.
         amp: compute in bfloat16 by autocast; the features are float32 all the same.
         image_mean: per channel, of images in [0, 1].
         image_std: per channel, of images in [0, 1].
@@ -87,31 +79,44 @@ class Backbone(nn.Module):
         self.layers = resolve_layers(layers, self.num_layers, name)
         self.patch_size, self.channels = _output_geometry(config, self.layers, final_norm)
         self.least_window = _least_window(config)
+        self.image_multiple = _whole(config, self.layers, self.patch_size)
         self.digest = weights_digest(model)
         self.basis: PcaBasis | None = None
         self.upsampler: nn.Module | None = None  # of the features, see ``load_backbone_and_spec``
         self._num_special = 1 + (getattr(config, "num_register_tokens", None) or 0)
         self.model = model.requires_grad_(False)
+        self.compiled = False
         self.eval()
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: a frozen backbone has no other."""
         return super().train(False)
 
+    def compile_blocks(self) -> None:
+        """Let torch.compile translate every block when it first runs; the features stay the same.
+
+        Blocks, not the whole model: they are alike, so that one translation serves all of them.
+        """
+        for module in self.model.modules():
+            if type(module).__name__ in BLOCKS:
+                module.compile()
+        self.compiled = True
+
     def forward(self, images: Tensor) -> Tensor:
         """Patch features of images.
 
         Args:
             images: (B, 3, H, W) float, in [0, 1] then normalised by ``image_mean`` and
-                ``image_std``; H and W are multiples of ``patch_size``.
+                ``image_std``; H and W are multiples of ``image_multiple``.
 
         Returns:
             (B, C, H / patch_size, W / patch_size) float32, without gradient.
 
         Raises:
             ValueError: the images do not consist of whole patches.
+            InputError: compiling fails.
         """
-        size = self.patch_size
+        size = self.image_multiple
         if (
             images.ndim != 4
             or images.shape[1] != 3
@@ -122,12 +127,13 @@ class Backbone(nn.Module):
                 f"images must be (B, 3, H, W) with H and W multiples of {size}, got "
                 f"{tuple(images.shape)}"
             )
-        grid = (images.shape[2] // size, images.shape[3] // size)
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, self.amp):
-            maps = [self._to_map(hidden, grid) for hidden in self._hidden_states(images)]
+            states = self._compiled_states(images) if self.compiled else self._hidden_states(images)
+            maps = [self._to_map(hidden, grid) for hidden in states]
         # Outside inference mode: its tensors could not be saved for a trainable layer's backward.
         with torch.no_grad():
-            features = torch.cat(maps, dim=1).float()
+            features = torch.cat([_upsampled(part.float(), grid) for part in maps], dim=1)
             return features if self.basis is None else self.basis.project(features)
 
     def reduced(self, basis: PcaBasis) -> "Backbone":
@@ -135,6 +141,19 @@ class Backbone(nn.Module):
         reduced = copy.copy(self)  # shares the weights
         reduced.basis, reduced.channels = basis, basis.size
         return reduced
+
+    def _compiled_states(self, images: Tensor) -> list[Tensor]:
+        """As ``_hidden_states``; blocks are compiled when they first run."""
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        try:
+            return self._hidden_states(images)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"compile is true, but torch.compile fails for {self.name} on {images.device} "
+                f"({str(error).strip().splitlines()[0]}): install a C++ compiler (for CUDA, "
+                "Triton comes with torch), or set compile to false."
+            ) from error
 
     def _hidden_states(self, images: Tensor) -> list[Tensor]:
         """Output of the chosen blocks, normalised where asked for, as the model shapes it."""
@@ -146,9 +165,12 @@ class Backbone(nn.Module):
         if not self.final_norm:
             return chosen
         norm = self.model.get_submodule(_FINAL_NORM[self.model_type])
-        if self.model_type == "dinov3_convnext":  # maps (B, C, h, w); the norm wants channels last
-            return [norm(hidden.movedim(1, -1)).movedim(-1, 1) for hidden in chosen]
-        return [norm(hidden) for hidden in chosen]
+        if self.model_type != "dinov3_convnext":
+            return [norm(hidden) for hidden in chosen]
+        return [  # maps (B, C, h, w); the norm is the last stage's and wants channels last
+            norm(hidden.movedim(1, -1)).movedim(-1, 1) if layer == self.num_layers else hidden
+            for layer, hidden in zip(self.layers, chosen, strict=True)
+        ]
 
     def _to_map(self, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
         """Tokens (B, special + h * w, C) or a map (B, C, h, w) to (B, C, h, w)."""
@@ -164,47 +186,57 @@ class Backbone(nn.Module):
         return hidden[:, self._num_special :].mT.reshape(len(hidden), -1, *grid)
 
 
+def _upsampled(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map of a coarser stage at the patches of the finest one, linearly interpolated."""
+    if tuple(features.shape[2:]) == grid:
+        return features
+    return F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+
+
 def load_backbone(
     source: BackboneSource,
     layers: Sequence[int] = (-1,),
     final_norm: bool = True,
     device: str | torch.device = "cpu",
     amp: bool = False,
+    compile: bool = False,
 ) -> Backbone:
     """Load a frozen backbone from the hub or a folder, or make one with random weights.
 
     Args:
-        source: a Hugging Face id (``facebook/dinov3-vits16-pretrain-lvd1689m``), a folder with
-            ``config.json`` and weights, or a configuration: a mapping with ``model_type`` (one of
-            ``MODEL_TYPES``), that configuration's own keys, and optionally ``seed`` (default 0). A
-            configuration alone gives random weights.
+        source: a Hugging Face id (``facebook/dinov3-vits16-pretrain-lvd1689m``), one of timm's
+            mirrors of DINOv3 (``timm/vit_small_patch16_dinov3.lvd1689m``), a folder with
+            ``config.json`` and weights in either form, or a configuration: a mapping with
+            ``model_type`` (one of ``MODEL_TYPES``), that configuration's own keys, and optionally
+            ``seed`` (default 0). A configuration alone gives random weights.
         layers: blocks (stages of a ConvNeXt), 1 to n, or negative from the end; their outputs are
             concatenated along the channels.
         final_norm: apply the model's last layer norm to each of them.
         device: where it computes.
         amp: bfloat16 autocast.
+        compile: translate its blocks by torch.compile when they first run.
 
     Raises:
         InputError: the source cannot be reached, is gated, is not there, holds no weights or is of
             another kind of model; a layer does not exist; the device is absent.
     """
-    for setting, value in (("amp", amp), ("features.final_norm", final_norm)):
+    switches = {"amp": amp, "features.final_norm": final_norm, "compile": compile}
+    for setting, value in switches.items():
         if value not in (True, False):
             raise InputError(f"{setting} must be true or false, got {value!r}.")
     device = _available_device(device)
-    if isinstance(source, Mapping):
-        model, name, mean, std = *_random_model(source), IMAGENET_MEAN, IMAGENET_STD
-        seed: int | None = int(source.get("seed", 0))
-    else:
-        folder = _folder_of(source)
-        model, name, seed = _trained_model(folder, str(source)), str(source), None
-        mean, std = _image_statistics(folder)
-    backbone = Backbone(model, name, layers, final_norm, amp, mean, std, seed)
+    found = find_model(source)
+    backbone = Backbone(
+        found.model, found.name, layers, final_norm, amp,
+        found.image_mean, found.image_std, found.seed,
+    )  # fmt: skip
     logger.info(
         "backbone %s: %s, %d channels, patches of %d pixels, layers %s of %d, digest %s",
-        name, backbone.model_type, backbone.channels, backbone.patch_size,
+        backbone.name, backbone.model_type, backbone.channels, backbone.patch_size,
         list(backbone.layers), backbone.num_layers, backbone.digest,
     )  # fmt: skip
+    if compile:
+        backbone.compile_blocks()
     return backbone.to(device)
 
 
@@ -238,10 +270,16 @@ def weights_digest(model: nn.Module) -> str:
     """First 16 hexadecimal digits of SHA-256 over the weights as float32.
 
     The same for the same weights, whatever file they came from. Hashed in the order of their
-    names: name, shape, then the little-endian bytes.
+    names: name, shape, then the little-endian bytes. A mask token, which is not used and which some
+    files leave out, counts as zeros.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    # Older transformers call a DINOv3's blocks "layer.0" where newer ones say "model.layer.0".
+    named = {
+        re.sub(r"^(layer|stages)\.", r"model.\1.", k): v for k, v in model.state_dict().items()
+    }
+    for name, value in sorted(named.items()):
+        value = torch.zeros_like(value) if name.endswith("mask_token") else value
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()[:16]
@@ -261,23 +299,28 @@ def _output_geometry(
     if config.model_type != "dinov3_convnext":
         return int(config.patch_size), int(config.hidden_size) * len(layers)
     stages = config.hidden_sizes
-    if len(layers) > 1:
-        raise InputError(
-            f"features.layers {list(layers)}: the stages of a ConvNeXt differ in resolution, "
-            "choose one."
-        )
-    if final_norm and layers[0] != len(stages):
+    if final_norm and len(stages) not in layers:
         raise InputError(
             f"features.final_norm belongs to the last stage of a ConvNeXt, not to stage "
-            f"{layers[0]}: set it to false."
+            f"{', '.join(map(str, layers))}: set it to false."
         )
-    return 2 ** (layers[0] + 1), int(stages[layers[0] - 1])
+    return _reduction(min(layers)), sum(int(stages[layer - 1]) for layer in layers)
+
+
+def _reduction(stage: int) -> int:
+    """Pixels per entry of the map that a ConvNeXt's stage gives."""
+    return int(2 ** (stage + 1))
+
+
+def _whole(config: PretrainedConfig, layers: tuple[int, ...], patch_size: int) -> int:
+    """Edges of images are multiples of this: then the maps of all chosen stages end together."""
+    return _reduction(max(layers)) if config.model_type == "dinov3_convnext" else patch_size
 
 
 def _least_window(config: PretrainedConfig) -> int:
     """Smallest edge of an image, pixels: one patch, of a ConvNeXt one of its last stage."""
     if config.model_type == "dinov3_convnext":
-        return int(2 ** (len(config.hidden_sizes) + 1))
+        return _reduction(len(config.hidden_sizes))
     return int(config.patch_size)
 
 
@@ -291,151 +334,3 @@ def _available_device(device: str | torch.device) -> torch.device:
             f"device {str(device)!r} is not available: use 'cpu' or 'cuda'."
         ) from error
     return device
-
-
-def _checked_model_type(config: Mapping[str, Any], where: str) -> str:
-    """The configuration's ``model_type``, if it is supported."""
-    model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise InputError(
-            f"{where}: model_type {model_type!r} is not supported; use a backbone of type "
-            f"{', '.join(MODEL_TYPES)} in the format of Hugging Face transformers."
-        )
-    return str(model_type)
-
-
-# --- random weights ---
-
-
-def _random_model(source: Mapping[str, Any]) -> tuple[PreTrainedModel, str]:
-    """Model with seeded random weights, and its name; torch's random state is left as it was."""
-    model_type = _checked_model_type(source, "backbone")
-    settings = {k: v for k, v in source.items() if k not in ("model_type", "seed")}
-    known = AutoConfig.for_model(model_type)
-    for key in settings:
-        if not hasattr(known, key):
-            raise InputError(
-                f"backbone: {model_type} has no setting '{key}'{hint(key, list(known.to_dict()))}"
-            )
-    seed = source.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"backbone.seed must be an integer, got {seed!r}.")
-    config = AutoConfig.for_model(model_type, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        model = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    logger.warning(
-        "backbone %s has RANDOM weights (seed %d): good for trying things out, not for results",
-        model_type, seed,
-    )  # fmt: skip
-    return cast(PreTrainedModel, model), f"random {model_type}"
-
-
-# --- trained weights ---
-
-
-def _folder_of(source: str | Path) -> Path:
-    """Folder that holds a backbone: the one that was named, or the hub's local copy."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    text = str(source)
-    if path.exists():
-        raise InputError(
-            f"backbone {text} is a file: give the folder that holds config.json and weights."
-        )
-    if isinstance(source, Path) or text.startswith((".", "~", "/")) or text.count("/") != 1:
-        raise InputError(
-            f"backbone {text} is neither a folder that exists nor a Hugging Face id (owner/name)."
-        )
-    return _download(text)
-
-
-def _download(repo_id: str) -> Path:
-    """Local copy of a hub repository: its configuration, then, if supported, its weights."""
-    folder = _snapshot(repo_id, ["config.json", "preprocessor_config.json"])
-    _read_config(folder, repo_id)
-    _snapshot(repo_id, ["*.json", "*.safetensors"])
-    if not _has_weights(folder):
-        _snapshot(repo_id, ["*.json", "pytorch_model*.bin"])
-    return folder
-
-
-def _snapshot(repo_id: str, patterns: list[str]) -> Path:
-    """Download of the files that match, or the cached copy when the hub is out of reach."""
-    try:
-        # Unlike hf_hub_download, which retries for 20 s, this fails at once without a network.
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise InputError(
-            f"backbone {repo_id} is gated: accept its licence at https://huggingface.co/{repo_id} "
-            "and run `hf auth login`, or give a local folder with config.json and weights, such as "
-            "a downloaded copy of an ungated mirror in the format of Hugging Face transformers."
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"backbone {repo_id} is neither a folder here nor on the Hugging Face hub, or it is "
-            "private: check the spelling, or run `hf auth login` if it is private."
-        ) from error
-    except OSError as error:  # every way of being offline: no network, no answer, HF_HUB_OFFLINE
-        raise InputError(
-            f"backbone {repo_id} is not a folder here and cannot be downloaded, the Hugging Face "
-            "hub is out of reach: connect this machine, or give a local folder with config.json "
-            "and weights."
-        ) from error
-
-
-def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    """The folder's ``config.json``, of a supported type."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
-        raise InputError(
-            f"backbone {name} has no config.json: give a folder in the format of Hugging Face "
-            "transformers, with config.json and model.safetensors."
-        ) from error
-    except ValueError as error:
-        raise InputError(f"backbone {name}: config.json is not valid JSON ({error}).") from error
-    _checked_model_type(config if isinstance(config, dict) else {}, f"backbone {name}: config.json")
-    return cast(dict[str, Any], config)
-
-
-def _has_weights(folder: Path) -> bool:
-    """Whether there is a file of weights, whole or in shards."""
-    return any(any(folder.glob(name)) for name in ("model*.safetensors", "pytorch_model*.bin"))
-
-
-def _trained_model(folder: Path, name: str) -> PreTrainedModel:
-    """Model with the folder's weights, as float32."""
-    _read_config(folder, name)
-    if not _has_weights(folder):
-        raise InputError(
-            f"backbone {name} has no weights: {folder} needs model.safetensors beside config.json."
-        )
-    try:
-        model, info = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise InputError(
-            f"backbone {name}: the weights in {folder} cannot be read, or do not fit its "
-            f"config.json ({str(error).strip().splitlines()[0]})."
-        ) from error
-    missing = [key for key in info["missing_keys"] if not key.endswith(_UNUSED_WEIGHTS)]
-    if missing:
-        raise InputError(
-            f"backbone {name}: the weights in {folder} lack {len(missing)} of the tensors that its "
-            f"config.json asks for, such as {sorted(missing)[0]}; get a complete copy."
-        )
-    return cast(PreTrainedModel, model)
-
-
-def _image_statistics(folder: Path) -> tuple[RGB, RGB]:
-    """Mean and standard deviation that the model was trained with; ImageNet's when not stated."""
-    path = folder / "preprocessor_config.json"
-    stated = json.loads(path.read_text()) if path.is_file() else {}
-    mean = tuple(float(v) for v in stated.get("image_mean") or IMAGENET_MEAN)
-    std = tuple(float(v) for v in stated.get("image_std") or IMAGENET_STD)
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise InputError(f"{path}: image_mean and image_std must be 3 numbers each, std positive.")
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

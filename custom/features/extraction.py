@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from custom.errors import InputError
 from custom.features.backbone import Backbone
+from custom.features.batching import InBatches, windows_that_fit
 from custom.features.intensity import IntensityWindow, to_unit_range
 from custom.features.lattice import plane_lattice
 from custom.features.spec import FeatureSpec
@@ -24,7 +25,6 @@ SLAB = 16  # slices; caches are chunked alike, so that a slab is whole chunks
 SLAB_BYTES = (
     2**29
 )  # of raw and features in memory at once; thick slabs become thinner to keep to it
-WINDOWS_AT_ONCE = {"cpu": 8, "cuda": 32}
 
 ReadRaw = Callable[[Roi], NDArray[Any]]
 
@@ -70,7 +70,8 @@ class PlaneExtraction:
         backbone: the one that ``spec`` was made with.
         spec: scale, window, steps, dtype.
         plane: "xy", "xz" or "yz".
-        windows_at_once: batch size of the forward pass; ``None`` for the device's default.
+        windows_at_once: batch size of the forward pass; ``None`` for as many as fit into
+            memory. Halved when it runs out.
 
     Raises:
         ValueError: the backbone, or its upsampler, is not the spec's.
@@ -96,14 +97,18 @@ class PlaneExtraction:
         self.shape = (spec.channels, *self.lattice.shape)
         self.windows_per_slice = len(self.lattice.windows[0]) * len(self.lattice.windows[1])
         self._device = next(backbone.parameters()).device
-        default = WINDOWS_AT_ONCE.get(self._device.type, WINDOWS_AT_ONCE["cpu"])
-        self._at_once = windows_at_once or default
+        self._at_once = windows_at_once or windows_that_fit(spec, self._device)
+        self._forward = InBatches(backbone, self._at_once)
         self._rows, self._columns = (
-            {k: axis.resampling(k) for k in windows}
+            {k: self._on_device(axis.resampling(k)) for k in windows}
             for axis, windows in zip(self.lattice.axes, self.lattice.windows, strict=True)
         )
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.image_mean, spec.image_std))
         self._mean, self._std = mean.to(self._device), std.to(self._device)
+
+    def _on_device(self, resampling: tuple[range, Tensor]) -> tuple[range, Tensor]:
+        """Voxels and weights of one window along one axis, the weights moved once and for all."""
+        return resampling[0], resampling[1].to(self._device)
 
     @property
     def num_windows(self) -> int:
@@ -160,7 +165,8 @@ class PlaneExtraction:
 
     def _slab(self, begin: int, end: int, on_windows: Callable[[int], object]) -> Tensor:
         """Blended features (C, end - begin, h, w) float32, on the backbone's device."""
-        raw, rows, columns = self._read(begin, end)
+        values, rows, columns = self._read(begin, end)
+        raw = torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
         shape = (self.shape[0], end - begin, *self.shape[2:])
         features = torch.zeros(shape, device=self._device)
         for row, column in ((a, b) for a in self._rows for b in self._columns):
@@ -169,16 +175,16 @@ class PlaneExtraction:
             into, taken, share = self._placement(row, column)
             for at in range(0, end - begin, self._at_once):
                 images = self._images(part[at : at + self._at_once], down[1], across[1])
-                for first, values in self._features(images):
-                    tokens = (values * share)[:, :, taken[0], taken[1]]
-                    slices = slice(at + first, at + first + len(values))
+                for first, given in self._features(images):
+                    tokens = (given * share)[:, :, taken[0], taken[1]]
+                    slices = slice(at + first, at + first + len(given))
                     features[:, slices, into[0], into[1]] += tokens.transpose(0, 1)
                 on_windows(len(images))
         return features
 
     def _features(self, images: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Index of the first image, and (B, C, h, w); upsampled ones a few images at a time."""
-        tokens = self.backbone(images)
+        tokens = self._forward(images)
         if self._upsampler is None:
             yield 0, tokens
         else:
@@ -212,10 +218,9 @@ class PlaneExtraction:
         share = (shares[0][:, None] * shares[1]).to(self._device)
         return (into[0], into[1]), (taken[0], taken[1]), share
 
-    def _images(self, raw: NDArray[np.float32], down: Tensor, across: Tensor) -> Tensor:
+    def _images(self, raw: Tensor, down: Tensor, across: Tensor) -> Tensor:
         """Normalised images (B, 3, window, window) of one window in some slices."""
-        voxels = torch.from_numpy(np.ascontiguousarray(raw)).to(self._device)
-        pixels = down.to(self._device) @ voxels @ across.to(self._device).mT
+        pixels = down @ raw @ across.mT
         return (pixels[:, None] - self._mean) / self._std
 
 
@@ -238,7 +243,8 @@ def extract_planes(
         backbone: the one that ``spec`` was made with.
         spec: see ``make_spec``.
         intensity_window: grey values that are mapped to 0 and 1.
-        windows_at_once: batch size of the forward pass; ``None`` for the device's default.
+        windows_at_once: batch size of the forward pass; ``None`` for as many as fit into
+            memory. Halved when it runs out.
         progress: show a progress bar.
 
     Returns:

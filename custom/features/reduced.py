@@ -19,6 +19,7 @@ def load_reduced(
     device: str | torch.device,
     folder: str | Path,
     advice: str,
+    compile: bool = False,
 ) -> tuple[Backbone, FeatureSpec]:
     """As ``load_backbone_and_spec``; where the settings ask for ``pca``, with a stored basis.
 
@@ -28,11 +29,12 @@ def load_reduced(
         device: where the backbone computes.
         folder: that holds the basis.
         advice: what to do if it does not.
+        compile: as in ``load_backbone``.
 
     Raises:
         InputError: as ``load_backbone_and_spec``, ``read_basis`` and ``with_basis``.
     """
-    backbone, spec = load_backbone_and_spec(source, settings, device)
+    backbone, spec = load_backbone_and_spec(source, settings, device, compile)
     if spec.pca is None:
         return backbone, spec
     return with_basis(backbone, spec, read_basis(folder, advice), folder)

@@ -318,6 +318,11 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
             f"features.window must be at least {backbone.least_window} pixels for {backbone.name}, "
             f"got {window}."
         )
+    if window % backbone.image_multiple and window % backbone.patch_size == 0:
+        raise InputError(
+            f"features.window must be a multiple of {backbone.image_multiple} pixels for stages "
+            f"{list(backbone.layers)} of {backbone.name}, got {window}."
+        )
     stride = backbone.patch_size if chosen["stride"] is None else chosen["stride"]
     planes = tuple(sequence(chosen["planes"], "features.planes"))
     pca = _components(chosen["pca"], backbone)
@@ -349,6 +354,7 @@ def load_backbone_and_spec(
     source: BackboneSource,
     settings: Mapping[str, Any],
     device: str | torch.device = "cpu",
+    compile: bool = False,
 ) -> tuple[Backbone, FeatureSpec]:
     """The backbone that the config's ``backbone`` and ``features`` ask for, and its spec.
 
@@ -358,13 +364,15 @@ def load_backbone_and_spec(
         source: as in ``load_backbone``.
         settings: as in ``make_spec``.
         device: where the backbone computes.
+        compile: as in ``load_backbone``; features do not depend on it.
 
     Raises:
         InputError: as ``load_backbone``, ``make_spec`` and ``load_upsampler``.
     """
     chosen = complete_settings(settings)
     amp = _known("precision", chosen["precision"], PRECISIONS) == "bfloat16"
-    backbone = load_backbone(source, chosen["layers"], chosen["final_norm"], device, amp)
+    layers, final_norm = chosen["layers"], chosen["final_norm"]
+    backbone = load_backbone(source, layers, final_norm, device, amp, compile)
     spec = make_spec(chosen, backbone)
     if spec.upsampler is None:
         return backbone, spec

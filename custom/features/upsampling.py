@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from custom.errors import InputError
-from custom.features.backbone import IMAGENET_MEAN, IMAGENET_STD, RGB, weights_digest
+from custom.features.backbone import weights_digest
+from custom.features.image_statistics import IMAGENET_MEAN, IMAGENET_STD, RGB
 
 logger = logging.getLogger(__name__)
 

@@ -1,19 +1,14 @@
-import http.server
 import json
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import errors
 from transformers import AutoModel
 
 from custom.errors import InputError
-from custom.features.backbone import IMAGENET_MEAN, Backbone, load_backbone, weights_digest
+from custom.features.backbone import Backbone, load_backbone, weights_digest
+from custom.features.image_statistics import IMAGENET_MEAN
 
 VIT = {
     "model_type": "dinov3_vit",
@@ -95,6 +90,22 @@ def test_layers_are_outputs_of_blocks_in_the_order_asked_for(
     assert backbone.channels == expected.shape[1]
 
 
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_block_2_is_the_second_one(final_norm: bool) -> None:
+    config = {**VIT, "num_hidden_layers": 12}
+    backbone = load_backbone(config, layers=[2, 5, 8, 11], final_norm=final_norm)
+    outputs: list[torch.Tensor] = []
+    blocks = [m for m in backbone.model.modules() if type(m).__name__ == "DINOv3ViTLayer"]
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, output: outputs.append(output))
+    features = backbone(images(backbone))
+    assert (len(outputs), backbone.channels) == (12, 4 * 32)
+    for part, layer in zip(features.split(32, dim=1), (2, 5, 8, 11), strict=True):
+        output = outputs[layer - 1]
+        patches = (backbone.model.norm(output) if final_norm else output)[:, 5:]
+        torch.testing.assert_close(part, patches.mT.reshape(2, 32, 3, 2))
+
+
 def test_negative_layers_count_from_the_end() -> None:
     last, named = load_backbone(VIT, layers=[-1, -3]), load_backbone(VIT, layers=[3, 1])
     assert last.layers == named.layers == (3, 1)
@@ -108,6 +119,35 @@ def test_a_convnext_gives_the_map_of_one_stage(stage: int, size: int, channels: 
     assert (backbone.patch_size, backbone.channels) == (size, channels)
     hidden = backbone.model(pixel_values=x, output_hidden_states=True).hidden_states[stage]
     torch.testing.assert_close(backbone(x), hidden)
+
+
+def test_stages_of_a_convnext_meet_at_the_finest_one() -> None:
+    stages = {n: load_backbone(CONVNEXT, layers=[n], final_norm=False) for n in (2, 4)}
+    normed, both = load_backbone(CONVNEXT), load_backbone(CONVNEXT, layers=[4, 2])
+    raw = load_backbone(CONVNEXT, layers=[2, 4], final_norm=False)
+    x = images(normed)
+    assert (both.patch_size, both.channels, both.image_multiple) == (8, 32, 32)
+    fine, coarse = stages[2](x), stages[4](x)
+    assert both(x).shape == (2, 32, 12, 8)
+    torch.testing.assert_close(both(x)[:, 20:], fine, rtol=0, atol=0)
+    torch.testing.assert_close(both(x)[:, :20], _linear(normed(x), 4), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(raw(x)[:, :12], fine, rtol=0, atol=0)
+    torch.testing.assert_close(raw(x)[:, 12:], _linear(coarse, 4), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        both(torch.zeros(1, 3, 40, 64))
+
+
+def _linear(features: torch.Tensor, factor: int) -> torch.Tensor:
+    """Entries at the centres of patches that are finer by a factor, clamped at the border."""
+    for axis in (2, 3):
+        size = features.shape[axis]
+        at = ((torch.arange(size * factor) + 0.5) / factor - 0.5).clamp(0, size - 1)
+        low = at.floor().long()
+        high = (low + 1).clamp(max=size - 1)
+        share = (at - low).view([-1 if a == axis else 1 for a in range(4)])
+        below, above = features.index_select(axis, low), features.index_select(axis, high)
+        features = below * (1 - share) + above * share
+    return features
 
 
 def test_the_backbone_is_frozen_and_gives_tensors_that_a_trained_layer_can_use() -> None:
@@ -178,8 +218,8 @@ def test_a_wrong_configuration_is_refused(config: dict[str, Any], message: str) 
         (VIT, {"amp": "false"}, "amp must be true or false"),
         (VIT, {"final_norm": "true"}, "final_norm must be true or false"),
         (VIT, {"device": "gpu"}, "device 'gpu' is not available"),
-        (CONVNEXT, {"layers": [3, 4]}, "differ in resolution"),
-        (CONVNEXT, {"layers": [2]}, "final_norm belongs to the last stage"),
+        (CONVNEXT, {"layers": [2]}, "final_norm belongs to the last stage.* not to stage 2"),
+        (CONVNEXT, {"layers": [1, 3]}, "final_norm belongs to the last stage.* not to stage 1, 3"),
     ],
 )
 def test_a_wrong_argument_is_refused(
@@ -244,6 +284,10 @@ def test_a_folder_that_is_no_backbone_is_refused(folder: Path, tmp_path: Path) -
     with pytest.raises(InputError, match="not valid JSON"):
         load_backbone(folder)
     (folder / "config.json").write_text('{"architecture": "vit_small_patch16_dinov3"}')
+    (folder / "pytorch_model.bin").write_bytes(b"not read in this form")
+    with pytest.raises(InputError, match="has no weights"):
+        load_backbone(folder)
+    (folder / "config.json").write_text('{"num_hidden_layers": 2}')
     with pytest.raises(InputError, match="model_type None is not supported"):
         load_backbone(folder)
 
@@ -256,121 +300,6 @@ def test_weights_that_do_not_fit_the_config_are_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 16}))
     with pytest.raises(InputError, match="do not fit its config"):
         load_backbone(folder)
-
-
-# --- the hub ---
-
-
-class Response:
-    """As much of an HTTP response as the hub's errors look at."""
-
-    status_code = 403
-    headers: ClassVar[dict[str, str]] = {}
-    request = None
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (
-            errors.GatedRepoError("gated", response=Response()),
-            "accept its licence.*`hf auth login`",
-        ),
-        (errors.RepositoryNotFoundError("no", response=Response()), "check the spelling"),
-        (errors.HFValidationError("bad name"), "check the spelling"),
-        (errors.LocalEntryNotFoundError("no network"), "out of reach"),
-        (errors.OfflineModeIsEnabled("offline"), "out of reach"),
-        (errors.HfHubHTTPError("server error", response=Response()), "out of reach"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_a_hub_that_refuses_ends_in_one_sentence(
-    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*args: object, **kwargs: object) -> str:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(InputError, match=f"backbone owner/model .*{message}"):
-        load_backbone("owner/model")
-
-
-def test_weights_are_downloaded_only_for_a_supported_configuration(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def download(repo_id: str, allow_patterns: list[str]) -> str:
-        asked.extend(allow_patterns)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    backbone = load_backbone("owner/model")
-    assert (backbone.name, backbone.digest) == ("owner/model", load_backbone(VIT).digest)
-    assert "*.safetensors" in asked
-    asked.clear()
-    (folder / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="model_type 'bert' is not supported"):
-        load_backbone("owner/model")
-    assert asked == ["config.json", "preprocessor_config.json"]
-
-
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """Answers as the hub does for a gated repository and for one that does not exist."""
-
-    def do_GET(self) -> None:
-        gated = "/gated" in self.path
-        self.send_response(401)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET  # noqa: N815 - http.server's name
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    _use_hub(monkeypatch, address, tmp_path)
-    yield address
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def _use_hub(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-@pytest.mark.parametrize(
-    ("repo_id", "message"),
-    [("owner/gated", "is gated: accept its licence"), ("owner/mispelt", "check the spelling")],
-)
-def test_answers_of_a_hub_end_in_one_sentence(hub: str, repo_id: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_backbone(repo_id)
-
-
-def test_a_hub_that_is_not_there_fails_fast(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    _use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path)  # discard: nothing listens
-    started = time.perf_counter()
-    with pytest.raises(InputError, match="out of reach"):
-        load_backbone("owner/model")
-    assert time.perf_counter() - started < 5
-
-
-def test_an_id_that_cannot_be_one_is_taken_for_a_missing_folder() -> None:
-    with pytest.raises(InputError, match="neither a folder that exists nor a Hugging Face id"):
-        load_backbone("models/dinov2/small")
 
 
 @pytest.mark.weights

@@ -46,6 +46,15 @@ def test_a_spec_says_what_the_settings_and_the_backbone_come_to(backbone: Backbo
     assert (spec.stride, spec.slice_step) == (8, (1, 1, 1))
 
 
+def test_a_window_holds_whole_entries_of_every_chosen_stage() -> None:
+    backbone = load_backbone(CONVNEXT, layers=[2, 4])
+    settings = {"layers": [2, 4], "window": 72}
+    with pytest.raises(InputError, match=r"multiple of 32 pixels for stages \[2, 4\] .* got 72"):
+        make_spec(settings, backbone)
+    spec = make_spec({**settings, "window": 96, "stride": 4}, backbone)
+    assert (spec.patch_size, spec.channels, spec.stride) == (8, 32, 4)
+
+
 def test_a_stride_and_slice_steps_are_kept(backbone: Backbone) -> None:
     planes = {"planes": ["xy", "yz"]}
     spec = make_spec({**SETTINGS, **planes, "stride": 2, "slice_step": [3, 1]}, backbone)

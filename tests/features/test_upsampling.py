@@ -14,8 +14,8 @@ from torch import Tensor
 
 from custom.errors import InputError
 from custom.features import extraction, upsampling
-from custom.features.backbone import IMAGENET_MEAN, IMAGENET_STD
 from custom.features.extraction import PlaneExtraction, RawBox, extract_planes
+from custom.features.image_statistics import IMAGENET_MEAN, IMAGENET_STD
 from custom.features.lattice import AxisLattice
 from custom.features.spec import FeatureSpec, load_backbone_and_spec
 from custom.features.triplane import upsample
