@@ -25,6 +25,7 @@ from custom.json_fields import (
 from custom.locations import Location, resolve
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
+from custom.working_grid import ON_GRID, RawAxes, on_working_grid, same_axes, same_size, start_in
 
 T = TypeVar("T")
 SECTIONS = ("training", "validation", "test")
@@ -39,7 +40,6 @@ ENTRY_KEYS = (
     "classes",
 )
 SLAB_VOXELS = 2**24  # labels looked through at once
-ON_GRID = 0.01  # of a voxel: what rounding in files' metadata may amount to
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class DatalistEntry:
         raw: path or URL of the raw volume, as in ``volumes.open_volume``, here and below.
         labels: path of instance labels.
         mask: path of a mask, non-zero where labels count.
-        roi: box in voxels of the label grid (of raw without labels); None is all of it.
+        roi: box in voxels of labels (of the working grid without labels); None is all of it.
         raw_voxel_size_nm: zyx; wins over the file's own.
-        labels_voxel_size_nm: zyx, for labels and mask; wins over the file's own.
+        labels_voxel_size_nm: zyx, for labels and mask; wins over the file's own. Without labels it
+            is the voxel size of the working grid.
         intensity_window: raw values that become 0 and 1.
         classes: free-form description of the classes that are annotated.
     """
@@ -111,16 +112,18 @@ class OpenEntry:
         labels        |--------|                  label index 0 at raw index labels_offset
         roi              |---|                    in raw voxels
 
-    Picklable; reads may come from any process.
+    All is counted on the working grid: that of labels, extended over raw. Where the file's raw is
+    finer, ``raw`` is resampled onto it when it is read. Picklable; reads may come from any process.
 
     Args:
         entry: what was opened.
-        raw: raw volume.
+        raw: raw volume, on the working grid; "raw" below.
         labels: labels on the voxel grid of raw, or None.
         mask: mask on the voxel grid of raw, or None.
         roi: box in raw voxels.
         labels_offset: raw index = label index + labels_offset, zyx.
         mask_offset: raw index = mask index + mask_offset, zyx.
+        finer: the file's raw and its axes, where that is finer than the working grid.
     """
 
     entry: DatalistEntry
@@ -130,11 +133,22 @@ class OpenEntry:
     roi: Roi
     labels_offset: tuple[int, int, int] = (0, 0, 0)
     mask_offset: tuple[int, int, int] = (0, 0, 0)
+    finer: tuple[Volume, RawAxes] | None = None
 
     @property
     def voxel_size_nm(self) -> Triple:
-        """Voxel size of raw, zyx."""
+        """Voxel size of the working grid, zyx."""
         return self.raw.metadata.voxel_size_nm
+
+    @property
+    def source(self) -> Volume:
+        """Raw as the file has it."""
+        return self.raw if self.finer is None else self.finer[0]
+
+    @property
+    def raw_axes(self) -> RawAxes:
+        """Axes of ``source``, seen from the working grid."""
+        return same_axes(self.raw.metadata.shape) if self.finer is None else self.finer[1]
 
     def read_raw(self, roi: Roi) -> NDArray[Any]:
         """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type."""
@@ -233,22 +247,36 @@ def open_entry(entry: DatalistEntry) -> OpenEntry:
 
 def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
-    raw = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
-    if entry.labels is None:
-        mask, mask_offset = _open_beside(raw, entry.mask, entry.raw_voxel_size_nm, where, "mask")
-        roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
-        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset)
+    raw, finer = _open_raw(entry, where)
     size = entry.labels_voxel_size_nm
     labels, offset = _open_beside(raw, entry.labels, size, where, "labels")
-    mask, mask_offset = _open_beside(raw, entry.mask, size, where, "mask")
-    assert labels is not None
+    mask_size = entry.raw_voxel_size_nm if labels is None and size is None else size
+    mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
+    if labels is None:
+        roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
+        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset, finer=finer)
     extent = labels.metadata.roi
     if entry.roi is None:
         roi = (extent + Coordinate(offset)).intersect(raw.metadata.roi)
     else:
         roi = _inside(entry.roi, extent, f"{where}, roi", "labels") + Coordinate(offset)
         _inside(roi, raw.metadata.roi, f"{where}, roi moved to raw voxels", "raw")
-    return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset)
+    return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset, finer)
+
+
+def _open_raw(entry: DatalistEntry, where: str) -> tuple[Volume, tuple[Volume, RawAxes] | None]:
+    """Raw on the working grid, and as it is in the file where that is finer."""
+    source = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
+    size, start = entry.labels_voxel_size_nm, None
+    whose = f"{where}, voxel_size_nm.labels"
+    if entry.labels is not None:
+        whose = f"{where}, labels '{entry.labels}'"
+        labels = open_volume(entry.labels, size, f"{where}, labels").metadata
+        size, start = labels.voxel_size_nm, start_in(labels, source.metadata)
+    if size is None:
+        return source, None
+    raw, axes = on_working_grid(source, size, start, whose)
+    return raw, None if raw is source else (source, axes)
 
 
 def _open_beside(
@@ -262,12 +290,12 @@ def _open_beside(
     here, there = volume.metadata, raw.metadata
     if np.dtype(here.dtype).kind not in "biu":
         raise InputError(f"{where} '{path}' has type {here.dtype}; convert it to integers")
-    if not np.allclose(here.voxel_size_nm, there.voxel_size_nm, rtol=1e-4, atol=0):
+    if not same_size(here.voxel_size_nm, there.voxel_size_nm):
         raise InputError(
-            f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw has "
-            f"{there.voxel_size_nm} nm; they must be equal, resample one of them"
+            f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw and labels are used at "
+            f"{there.voxel_size_nm} nm; they must be equal, resample it"
         )
-    position = np.subtract(here.offset_nm, there.offset_nm) / there.voxel_size_nm
+    position = np.array(start_in(here, there))
     offset = np.round(position)
     if np.abs(position - offset).max() > ON_GRID:
         raise InputError(
@@ -361,11 +389,27 @@ def _check_split(datalist: Datalist, where: str) -> None:
     for one, other in product(datalist.training, datalist.validation):
         a, b = placed[one.id], placed[other.id]
         here, there = Location(a.raw.path).identity(), Location(b.raw.path).identity()
-        if here == there and a.roi.intersects(b.roi):
+        common = _common(a, b)
+        if here == there and common is not None:
             raise InputError(
                 f"{where}: the roi of training entry '{one.id}' overlaps that of validation entry "
-                f"'{other.id}' in {a.roi.intersect(b.roi)} (raw voxels); move one of them"
+                f"'{other.id}' in {common} (raw voxels); move one of them"
             )
+
+
+def _common(one: OpenEntry, other: OpenEntry) -> Roi | None:
+    """Voxels of the file's raw that the ROIs of two entries have in common."""
+    spans = [
+        [(axis.edge(roi.begin[i]), axis.edge(roi.end[i])) for i, axis in enumerate(opened.raw_axes)]
+        for opened, roi in ((one, one.roi), (other, other.roi))
+    ]
+    begin, end = (
+        [choose(a[i], b[i]) for a, b in zip(*spans, strict=True)]
+        for i, choose in enumerate((max, min))
+    )
+    if any(b - a < ON_GRID for a, b in zip(begin, end, strict=True)):
+        return None
+    return Roi(np.floor(begin), np.ceil(np.subtract(end, np.floor(begin))))
 
 
 def _id(value: object, where: str) -> str:

@@ -207,9 +207,11 @@ class LiveVolume:
 
     def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
         spec = replace(self.spec, planes=(plane,))
-        read, shape = self.opened.read_raw, self.opened.raw.metadata.shape
-        backbone = self.features.backbone
-        return extract_planes(read, shape, self._in_raw(roi), backbone, spec, self.window)[plane]
+        read, shape = self.opened.source.read, self.opened.raw.metadata.shape
+        backbone, axes = self.features.backbone, self.opened.raw_axes
+        return extract_planes(
+            read, shape, self._in_raw(roi), backbone, spec, self.window, raw_axes=axes
+        )[plane]
 
     def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
         """Raw of a box (D, H, W), 0 outside the ROI."""
@@ -268,7 +270,7 @@ def live_volumes(
     volumes = []
     for opened in map(open_entry, entries):
         window = opened.entry.intensity_window or measure_intensity_window(
-            opened.raw, features.spec.intensity_percentiles
+            opened.source, features.spec.intensity_percentiles
         )
         volumes.append(LiveVolume(opened, features, window))
     return volumes

@@ -380,7 +380,7 @@ def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
 def _intensity_window(job: VolumeJob, spec: FeatureSpec) -> IntensityWindow:
     """The datalist's window, else the one measured on the whole raw volume."""
     given = job.opened.entry.intensity_window
-    window = given or measure_intensity_window(job.opened.raw, spec.intensity_percentiles)
+    window = given or measure_intensity_window(job.opened.source, spec.intensity_percentiles)
     logger.info("%s: grey values %g to %g (%s)", job.id, *window, "given" if given else "measured")
     return window
 
@@ -400,7 +400,8 @@ def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
 
 
 def _raw_box(opened: OpenEntry, window: IntensityWindow) -> RawBox:
-    return RawBox(opened.read_raw, opened.raw.metadata.shape, opened.roi, window)
+    shape = opened.raw.metadata.shape
+    return RawBox(opened.source.read, shape, opened.roi, window, opened.raw_axes)
 
 
 def _is_uint8(job: VolumeJob) -> bool:

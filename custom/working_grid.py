@@ -1,0 +1,269 @@
+"""The grid that labels, crops and features share, and raw that is finer brought onto it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from funlib.geometry import Coordinate, Roi
+from numpy.typing import NDArray
+from torch import Tensor
+
+from custom.errors import InputError
+from custom.file_arrays import Box
+from custom.volumes import Volume, VolumeMetadata
+from custom.voxel_grid import Triple
+
+SAME_SIZE = 1e-4  # relative: voxel sizes that differ by less are one, typed or computed differently
+ON_GRID = 0.01  # of a voxel: what rounding in files' metadata may amount to
+FINE_VOXELS = 2**25  # of raw that are resampled at once, where that is possible
+_ROUNDING = 1e-6  # voxels of raw
+
+
+@dataclass(frozen=True)
+class RawAxis:
+    """Raw along one axis, seen from the working grid.
+
+    Working voxel ``w`` is centred at raw voxel ``origin + w * ratio``. With ratio 2::
+
+        |.|.|.|.|.|.|.|      voxels of raw
+        | . | . | . |        working voxels: origin = 0.5
+
+    Args:
+        size: voxels of raw.
+        ratio: voxels of raw per working voxel, from 1 on; may be fractional.
+        origin: place of the centre of working voxel 0, in voxels of raw from the centre of voxel 0.
+    """
+
+    size: int
+    ratio: float = 1.0
+    origin: float = 0.0
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether working voxels are voxels of raw."""
+        return self.ratio == 1 and self.origin == 0
+
+    def places(self, voxels: Tensor) -> Tensor:
+        """Where places of the working grid lie in raw, both counted from the centre of voxel 0."""
+        places = self.origin + self.ratio * voxels
+        whole = places.round()
+        return torch.where((places - whole).abs() < _ROUNDING, whole, places)
+
+    def edge(self, voxel: int) -> float:
+        """Where a working voxel begins, in voxels of raw from raw's corner."""
+        return self.origin + 0.5 + self.ratio * (voxel - 0.5)
+
+    def taps(self, voxels: range) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Voxels of raw that working voxels are resampled from, and their weights, both (n, t)."""
+        if self.is_raw:
+            return np.array(voxels)[:, None], np.ones((len(voxels), 1))
+        places = self.places(torch.tensor(list(voxels), dtype=torch.float64))
+        index, weights = triangle(places, max(1.0, self.ratio), self.size)
+        return index.numpy(), weights.numpy()
+
+
+RawAxes = tuple[RawAxis, RawAxis, RawAxis]
+
+
+def same_axes(shape: tuple[int, int, int]) -> RawAxes:
+    """Axes of raw that is on the working grid itself."""
+    depth, height, width = shape
+    return RawAxis(depth), RawAxis(height), RawAxis(width)
+
+
+def triangle(places: Tensor, reach: float, size: int) -> tuple[Tensor, Tensor]:
+    """Antialiased linear interpolation: a triangle around every place, reflected at both ends.
+
+    Args:
+        places: (n,) float64, voxels from the centre of voxel 0; may lie outside.
+        reach: half of the triangle's base in voxels, from 1 (linear interpolation) on.
+        size: voxels there are.
+
+    Returns:
+        voxels: (n, t) int64, those around every place, all inside.
+        weights: (n, t) float64, rows sum to 1; 0 for what the triangle does not reach.
+    """
+    taps = torch.floor(places - reach)[:, None] + torch.arange(math.ceil(2 * reach) + 1)
+    weights = (1 - (taps - places[:, None]).abs() / reach).clamp(min=0)
+    weights /= weights.sum(1, keepdim=True)
+    return _reflected(taps.long(), size), weights
+
+
+def filtered(
+    values: NDArray[Any], axis: int, index: NDArray[np.intp], weights: NDArray[np.float64]
+) -> NDArray[Any]:
+    """Weighted sums along one axis, each voxel's in the same order whatever else is computed.
+
+    Args:
+        values: (D, H, W) floating point.
+        axis: 0, 1 or 2.
+        index: (n, t) what is summed, places along the axis.
+        weights: (n, t).
+
+    Returns:
+        ``values`` with n voxels along the axis, in their type.
+    """
+    moved = np.moveaxis(values, axis, 0)
+    total = np.zeros((len(index), *moved.shape[1:]), values.dtype)
+    for tap, weight in zip(index.T, weights.T.astype(values.dtype), strict=True):
+        total += weight[:, None, None] * moved[tap]
+    return np.moveaxis(total, 0, axis)
+
+
+class ResampledArray:
+    """A finer volume as an array on the working grid, antialiased; computed when it is read.
+
+    Integers are rounded and keep their type.
+
+    Args:
+        source: the finer volume.
+        axes: of the volume, seen from the working grid.
+        shape: of the working grid, zyx.
+    """
+
+    def __init__(self, source: Volume, axes: RawAxes, shape: tuple[int, int, int]) -> None:
+        self.source = source
+        self.axes = axes
+        self.shape: tuple[int, ...] = shape
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of a box; the memory that takes is bounded."""
+        spans = [range(n)[s] for n, s in zip(self.shape, box, strict=True) if isinstance(s, slice)]
+        roi = Roi([s.start for s in spans], [len(s) for s in spans])
+        values = np.empty(tuple(roi.shape), self.source.metadata.dtype)
+        for piece in self._pieces(roi):
+            values[(piece - roi.offset).to_slices()] = self._resampled(piece)
+        return values
+
+    def _pieces(self, roi: Roi) -> Iterator[Roi]:
+        """A box in halves of halves, until little enough of raw is needed for each."""
+        longest = int(np.argmax(roi.shape))
+        fine = math.prod(n * axis.ratio for n, axis in zip(roi.shape, self.axes, strict=True))
+        if fine <= FINE_VOXELS or roi.shape[longest] == 1:
+            yield roi
+            return
+        half = [0, 0, 0]
+        half[longest] = int(roi.shape[longest]) // 2
+        shape = [h or int(n) for h, n in zip(half, roi.shape, strict=True)]
+        yield from self._pieces(Roi(roi.offset, shape))
+        yield from self._pieces(Roi(roi.offset + Coordinate(half), roi.shape - Coordinate(half)))
+
+    def _resampled(self, roi: Roi) -> NDArray[Any]:
+        spans = zip(self.axes, roi.begin, roi.end, strict=True)
+        taps = [axis.taps(range(int(begin), int(end))) for axis, begin, end in spans]
+        first = [int(index.min()) for index, _ in taps]
+        stop = [int(index.max()) + 1 for index, _ in taps]
+        fine = self.source.read(Roi(first, np.subtract(stop, first)))
+        values = fine.astype(np.result_type(fine.dtype, np.float32))
+        for axis, (index, weights) in enumerate(taps):
+            values = filtered(values, axis, index - first[axis], weights)
+        return values if fine.dtype.kind == "f" else np.rint(values)
+
+
+def on_working_grid(
+    raw: Volume, size_nm: Triple, start: Triple | None, where: str
+) -> tuple[Volume, RawAxes]:
+    """Raw on a coarser voxel grid that is extended over all of it.
+
+    The grid's first voxel is the first of which at least half lies inside raw, so that the grid
+    depends on raw and on the phase of ``start`` alone. Raw of this voxel size stays as it is.
+
+    Args:
+        raw: the volume.
+        size_nm: voxel size of the grid, zyx.
+        start: corner of any voxel of the grid, in voxels of raw from raw's corner, zyx; None where
+            the corners coincide.
+        where: whose grid it is, for messages.
+
+    Returns:
+        raw: on the working grid.
+        axes: raw as it was, seen from the working grid.
+
+    Raises:
+        InputError: the grid is finer than raw, lies between raw's voxels along an axis where both
+            are equally fine, or is so coarse that raw does not fill half a voxel of it.
+    """
+    here = raw.metadata
+    ratios = _ratios(size_nm, here, where)
+    if all(ratio == 1 for ratio in ratios):
+        return raw, same_axes(here.shape)
+    axes, shape = [], []
+    for axis, (size, ratio) in enumerate(zip(here.shape, ratios, strict=True)):
+        corner = _whole_if_near(0.0 if start is None else start[axis])
+        if ratio == 1 and corner != int(corner):
+            raise InputError(
+                f"{where} starts at voxel {corner:.3f} of raw along {'zyx'[axis]}, where both have "
+                f"equal voxels, which is not a whole number; correct its offset or resample it"
+            )
+        first = math.ceil(-corner / ratio - 0.5 - ON_GRID)
+        end = math.floor((size - corner) / ratio + 0.5 + ON_GRID)
+        if end <= first:
+            raise InputError(
+                f"{where} has voxels of {size_nm} nm, of which raw with {size} voxels along "
+                f"{'zyx'[axis]} does not fill half of one; check the voxel sizes"
+            )
+        axes.append(RawAxis(size, ratio, corner + first * ratio + (ratio - 1) / 2))
+        shape.append(end - first)
+    depth, height, width = shape
+    placed = axes[0], axes[1], axes[2]
+    array = ResampledArray(raw, placed, (depth, height, width))
+    metadata = _placed(here, (depth, height, width), size_nm, placed)
+    return Volume(raw.path, metadata, array), placed
+
+
+def start_in(volume: VolumeMetadata, raw: VolumeMetadata) -> Triple:
+    """Corner of a volume's first voxel, in voxels of raw from raw's corner, zyx."""
+    if volume.corner_nm is not None and raw.corner_nm is not None:
+        apart = np.subtract(volume.corner_nm, raw.corner_nm)
+    else:
+        halves = np.subtract(volume.voxel_size_nm, raw.voxel_size_nm) / 2
+        apart = np.subtract(volume.offset_nm, raw.offset_nm) - halves
+    z, y, x = (float(v) for v in apart / raw.voxel_size_nm)
+    return z, y, x
+
+
+def same_size(one: Triple, other: Triple) -> bool:
+    """Whether voxel sizes are equal but for rounding."""
+    return bool(np.allclose(one, other, rtol=SAME_SIZE, atol=0))
+
+
+def _ratios(size_nm: Triple, raw: VolumeMetadata, where: str) -> Triple:
+    """Voxels of raw per voxel of this size, whole where they nearly are."""
+    ratios = np.divide(size_nm, raw.voxel_size_nm)
+    whole = np.rint(ratios)
+    z, y, x = (float(v) for v in np.where(abs(ratios - whole) <= SAME_SIZE * ratios, whole, ratios))
+    if min(z, y, x) < 1:
+        raise InputError(
+            f"{where} has voxels of {size_nm} nm, finer than raw's of {raw.voxel_size_nm} nm; raw "
+            f"may be finer than labels but not coarser: downsample the labels or take a finer raw"
+        )
+    return z, y, x
+
+
+def _whole_if_near(place: float) -> float:
+    """A place without what rounding in files' metadata amounts to."""
+    return round(place) if abs(place - round(place)) <= ON_GRID else place
+
+
+def _placed(
+    raw: VolumeMetadata, shape: tuple[int, int, int], size_nm: Triple, axes: RawAxes
+) -> VolumeMetadata:
+    """Metadata of raw on the working grid."""
+    sizes = raw.voxel_size_nm
+    oz, oy, ox = (o + a.origin * s for o, a, s in zip(raw.offset_nm, axes, sizes, strict=True))
+    corner = raw.corner_nm
+    if corner is not None:
+        z, y, x = (c + a.edge(0) * s for c, a, s in zip(corner, axes, sizes, strict=True))
+        corner = z, y, x
+    return VolumeMetadata(shape, raw.dtype, size_nm, (oz, oy, ox), corner)
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Voxel that stands in for ``index``, mirrored at both ends as often as needed."""
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index.remainder(2 * (size - 1))
+    return torch.minimum(index, 2 * (size - 1) - index)
