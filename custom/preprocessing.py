@@ -83,12 +83,14 @@ class VolumeJob:
             for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
         }
         window = entry.intensity_window
+        finer = {"raw_voxel_size_nm": list(opened.source.metadata.voxel_size_nm)}
         return {
             "entry": {"id": entry.id, "section": self.section, **relative},
             "given_intensity_window": None if window is None else list(window),
             "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
             "volume_shape": list(opened.raw.metadata.shape),
             "voxel_size_nm": list(opened.voxel_size_nm),
+            **(finer if opened.finer else {}),
             "offset_nm": [
                 o + b * v
                 for o, b, v in zip(
@@ -368,10 +370,10 @@ def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
     found = read_json(job.files.metadata)
     refuse_difference(FeatureSpec.from_json(found["features"]), spec, job.files.arrays)
     for name, wanted in job.source().items():
-        if found[name] != wanted:
+        if found.get(name) != wanted:
             raise InputError(
                 f"{job.files.arrays} was made from another source than entry '{job.id}' of the "
-                f"datalist: {name} ({found[name]}, not {wanted}). Choose another cache_dir or "
+                f"datalist: {name} ({found.get(name)}, not {wanted}). Choose another cache_dir or "
                 f"remove {job.files.name}*."
             )
     return True
