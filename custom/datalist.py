@@ -151,8 +151,18 @@ class OpenEntry:
         return same_axes(self.raw.metadata.shape) if self.finer is None else self.finer[1]
 
     def read_raw(self, roi: Roi) -> NDArray[Any]:
-        """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type."""
-        return self.raw.read(roi)
+        """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type.
+
+        Raises:
+            InputError: they are not all finite.
+        """
+        values = self.raw.read(roi)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(
+                f"raw of entry '{self.entry.id}' ('{self.entry.raw}') holds NaN or infinite values "
+                f"in {roi}; replace them first"
+            )
+        return values
 
     def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Labels of a box, which may stick out of the label volume.

@@ -159,7 +159,8 @@ class ResampledArray:
         fine = self.source.read(Roi(first, np.subtract(stop, first)))
         values = fine.astype(np.result_type(fine.dtype, np.float32))
         for axis, (index, weights) in enumerate(taps):
-            values = filtered(values, axis, index - first[axis], weights)
+            with np.errstate(invalid="ignore"):  # infinity times 0; whoever reads looks for NaN
+                values = filtered(values, axis, index - first[axis], weights)
         return values if fine.dtype.kind == "f" else np.rint(values)
 
 

@@ -11,6 +11,7 @@ import torch
 from funlib.geometry import Roi
 from numpy.typing import NDArray
 
+from custom import preprocessing
 from custom.datalist import open_entry, parse_datalist
 from custom.datasets import CachedVolumeDataset, CropDataset, RawVolumeDataset
 from custom.errors import InputError
@@ -22,6 +23,7 @@ from custom.output import warn_of_scale
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.volumes import create_ome_zarr_array
+from tests.features.test_extraction import PatchMeans, spec_of
 from tests.test_datasets import VIT, assert_same
 
 FINE = (10.0, 4.0, 2.0)
@@ -123,13 +125,23 @@ def test_raw_labels_and_their_place_agree(datalist: Path, cache_dir: Path) -> No
         assert apart.max() < 0.5, apart
 
 
-def test_features_are_where_the_ball_is(datalist: Path, cache_dir: Path) -> None:
-    """Finer tokens, whose norm changes most at the ball."""
-    (volume,) = open_cache(cache_dir)
+@pytest.mark.parametrize("scale", [(4.0, 4.0, 4.0), (2.0, 3.0, 1.3)], ids=str)
+def test_features_are_where_the_ball_is(
+    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: tuple[float, ...]
+) -> None:
+    """Those of a backbone that sees how bright a patch is, one every pixel."""
+    backbone = PatchMeans()
+    spec = spec_of(backbone, pixels_per_voxel=scale, stride=1, window=64)
+    monkeypatch.setattr(preprocessing, "load_backbone_and_spec", lambda *_: (backbone, spec))
+    backbone.seed = None  # type: ignore[assignment]
+    Preprocessor(datalist, tmp_path, VIT, FEATURES, ("training",), show_progress=False).run()
+    (volume,) = open_cache(tmp_path)
+    corner = [o - s / 2 for o, s in zip(volume.offset_nm, COARSE, strict=True)]
     for plane in PLANES:
-        grid = volume.plane_grid(plane)
-        values = upsample(grid, volume.shape, plane)
-        assert torch.isfinite(values).all() and values.std() > 0.05
+        found = upsample(volume.plane_grid(plane), volume.shape, plane)[0].numpy()
+        place = [c + p * s for c, p, s in zip(corner, mass_centre(found), COARSE, strict=True)]
+        apart = np.abs(np.subtract(place, CENTRE_NM)) / COARSE
+        assert apart.max() < 0.5, (plane, apart)
 
 
 def test_cached_live_and_fresh_features_are_the_same(datalist: Path, cache_dir: Path) -> None:
@@ -206,6 +218,24 @@ def test_another_voxel_size_of_raw_is_another_source(folder: Path, tmp_path: Pat
     run([*FINE])
     with pytest.raises(InputError, match=r"made from another source .* \[10.0, 4.0, 1.99\]"):
         run([10, 4, 1.99])
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_single_voxel_that_is_no_number_is_a_sentence(tmp_path: Path, bad: float) -> None:
+    path = write_datalist(tmp_path / "data", "float32")
+    content = json.loads(path.read_text())
+    raw = np.random.default_rng(0).random(RAW_SHAPE).astype(np.float32)
+    raw[9, 10, 11] = bad
+    np.save(tmp_path / "data" / "raw.npy", raw)
+    content["training"][0] |= {
+        "raw": "raw.npy", "voxel_size_nm": {"raw": list(FINE)}, "intensity_window": [0, 1],
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    words = r"raw of entry 'float32' \('.*raw.npy'\) holds NaN or infinite values in"
+    with pytest.raises(InputError, match=words):
+        Preprocessor(path, tmp_path / "cache", VIT, FEATURES, show_progress=False).run()
+    with pytest.raises(InputError, match=words):
+        RawVolumeDataset(str(path), "training", VIT, FEATURES, use_tokens=False)[0]
 
 
 @pytest.mark.parametrize(
