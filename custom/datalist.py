@@ -25,7 +25,15 @@ from custom.json_fields import (
 from custom.locations import Location, resolve
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
-from custom.working_grid import ON_GRID, RawAxes, on_working_grid, same_axes, same_size, start_in
+from custom.working_grid import (
+    ON_GRID,
+    RawAxes,
+    common_voxels,
+    on_working_grid,
+    same_axes,
+    same_size,
+    start_in,
+)
 
 T = TypeVar("T")
 SECTIONS = ("training", "validation", "test")
@@ -123,7 +131,7 @@ class OpenEntry:
         roi: box in raw voxels.
         labels_offset: raw index = label index + labels_offset, zyx.
         mask_offset: raw index = mask index + mask_offset, zyx.
-        finer: the file's raw and its axes, where that is finer than the working grid.
+        finer_raw: the file's raw and its axes, where that is finer than the working grid.
     """
 
     entry: DatalistEntry
@@ -133,7 +141,7 @@ class OpenEntry:
     roi: Roi
     labels_offset: tuple[int, int, int] = (0, 0, 0)
     mask_offset: tuple[int, int, int] = (0, 0, 0)
-    finer: tuple[Volume, RawAxes] | None = None
+    finer_raw: tuple[Volume, RawAxes] | None = None
 
     @property
     def voxel_size_nm(self) -> Triple:
@@ -143,12 +151,12 @@ class OpenEntry:
     @property
     def source(self) -> Volume:
         """Raw as the file has it."""
-        return self.raw if self.finer is None else self.finer[0]
+        return self.raw if self.finer_raw is None else self.finer_raw[0]
 
     @property
     def raw_axes(self) -> RawAxes:
         """Axes of ``source``, seen from the working grid."""
-        return same_axes(self.raw.metadata.shape) if self.finer is None else self.finer[1]
+        return same_axes(self.raw.metadata.shape) if self.finer_raw is None else self.finer_raw[1]
 
     def read_raw(self, roi: Roi) -> NDArray[Any]:
         """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type.
@@ -255,6 +263,14 @@ def open_entry(entry: DatalistEntry) -> OpenEntry:
     return opened
 
 
+def overlap(one: OpenEntry, other: OpenEntry) -> Roi | None:
+    """What the ROIs of two entries have in common, in voxels of the file's raw; None if nothing."""
+    here, there = Location(one.raw.path).identity(), Location(other.raw.path).identity()
+    if here != there:
+        return None
+    return common_voxels(one.raw_axes, one.roi, other.raw_axes, other.roi)
+
+
 def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
     raw, finer = _open_raw(entry, where)
@@ -264,7 +280,7 @@ def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
     if labels is None:
         roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
-        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset, finer=finer)
+        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset, finer_raw=finer)
     extent = labels.metadata.roi
     if entry.roi is None:
         roi = (extent + Coordinate(offset)).intersect(raw.metadata.roi)
@@ -397,29 +413,12 @@ def _check_split(datalist: Datalist, where: str) -> None:
     """Open all entries as far as their metadata; training and validation must not overlap."""
     placed = {e.id: _place(e, f"{where}, entry '{e.id}'") for e in datalist.entries()}
     for one, other in product(datalist.training, datalist.validation):
-        a, b = placed[one.id], placed[other.id]
-        here, there = Location(a.raw.path).identity(), Location(b.raw.path).identity()
-        common = _common(a, b)
-        if here == there and common is not None:
+        common = overlap(placed[one.id], placed[other.id])
+        if common is not None:
             raise InputError(
                 f"{where}: the roi of training entry '{one.id}' overlaps that of validation entry "
                 f"'{other.id}' in {common} (raw voxels); move one of them"
             )
-
-
-def _common(one: OpenEntry, other: OpenEntry) -> Roi | None:
-    """Voxels of the file's raw that the ROIs of two entries have in common."""
-    spans = [
-        [(axis.edge(roi.begin[i]), axis.edge(roi.end[i])) for i, axis in enumerate(opened.raw_axes)]
-        for opened, roi in ((one, one.roi), (other, other.roi))
-    ]
-    begin, end = (
-        [choose(a[i], b[i]) for a, b in zip(*spans, strict=True)]
-        for i, choose in enumerate((max, min))
-    )
-    if any(b - a < ON_GRID for a, b in zip(begin, end, strict=True)):
-        return None
-    return Roi(np.floor(begin), np.ceil(np.subtract(end, np.floor(begin))))
 
 
 def _id(value: object, where: str) -> str:

@@ -90,7 +90,7 @@ class VolumeJob:
             "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
             "volume_shape": list(opened.raw.metadata.shape),
             "voxel_size_nm": list(opened.voxel_size_nm),
-            **(finer if opened.finer else {}),
+            **(finer if opened.finer_raw else {}),
             "offset_nm": [
                 o + b * v
                 for o, b, v in zip(

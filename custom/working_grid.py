@@ -231,6 +231,25 @@ def same_size(one: Triple, other: Triple) -> bool:
     return bool(np.allclose(one, other, rtol=SAME_SIZE, atol=0))
 
 
+def common_voxels(one: RawAxes, roi: Roi, other: RawAxes, there: Roi) -> Roi | None:
+    """Voxels of one raw that boxes of two working grids have in common; None if there are none.
+
+    Args:
+        one: axes of raw, seen from the first grid.
+        roi: box in its voxels.
+        other: axes of the same raw, seen from the second grid.
+        there: box in its voxels.
+    """
+    begins = zip(one, roi.begin, other, there.begin, strict=True)
+    ends = zip(one, roi.end, other, there.end, strict=True)
+    begin = [max(a.edge(int(v)), b.edge(int(w))) for a, v, b, w in begins]
+    end = [min(a.edge(int(v)), b.edge(int(w))) for a, v, b, w in ends]
+    if any(e - b < ON_GRID for b, e in zip(begin, end, strict=True)):
+        return None
+    first = np.floor(begin).astype(int)
+    return Roi(first, np.ceil(end).astype(int) - first)
+
+
 def _ratios(size_nm: Triple, raw: VolumeMetadata, where: str) -> Triple:
     """Voxels of raw per voxel of this size, whole where they nearly are."""
     ratios = np.divide(size_nm, raw.voxel_size_nm)
