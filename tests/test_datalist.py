@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 from funlib.geometry import Roi
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from custom.datalist import DatalistEntry, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.volumes import create_ome_zarr_array
-from tests.written_volumes import write_precomputed
+from tests.written_volumes import write_n5, write_precomputed
 
 SIZE = (30.5, 4.0, 4.25)
 RAW_SHAPE = (6, 9, 13)
@@ -472,11 +474,37 @@ def test_without_labels_their_voxel_size_gives_the_grid(data: Path) -> None:
         opened(data, entry(voxel_size_nm={"labels": [30.5, 4, 4]}))
 
 
-def test_files_without_a_position_share_their_corner(tmp_path: Path) -> None:
-    np.save(tmp_path / "raw.npy", RAW)
-    np.save(tmp_path / "labels.npy", WIDE)
-    sizes = {"voxel_size_nm": {"raw": list(SIZE), "labels": list(COARSE)}}
-    found = opened(tmp_path, {"id": "a", "raw": "raw.npy", "labels": "labels.npy", **sizes})
+def without_position(kind: str, folder: Path, values: NDArray[Any], size: Sequence[float]) -> str:
+    """A file that says no more than its voxel size, and the first not even that."""
+    name = f"{kind}-{values.dtype}"
+    if kind == "npy":
+        np.save(folder / f"{name}.npy", values)
+        return f"{name}.npy"
+    if kind == "h5":
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.create_dataset("values", data=values).attrs["resolution"] = list(size)
+        return f"{name}.h5/values"
+    if kind == "n5":
+        resolution = {"unit": "nm", "dimensions": list(size[::-1])}
+        return str(write_n5(folder / f"{name}.n5" / "x", values, pixelResolution=resolution))
+    group = zarr.open_group(folder / f"{name}.zarr", mode="w", zarr_format=2)
+    group.create_array("s0", data=values)
+    scale = {"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": list(size)}]}
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [scale]}]
+    return f"{name}.zarr"
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5", "n5", "ome"])
+def test_files_without_a_position_share_their_corner(tmp_path: Path, kind: str) -> None:
+    fields = {
+        "id": "a",
+        "raw": without_position(kind, tmp_path, RAW, SIZE),
+        "labels": without_position(kind, tmp_path, WIDE, COARSE),
+    }
+    if kind == "npy":
+        fields["voxel_size_nm"] = {"raw": list(SIZE), "labels": list(COARSE)}  # type: ignore[assignment]
+    found = opened(tmp_path, fields)
     assert found.labels_offset == (0, 0, 0)
     assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0]
     assert found.raw.metadata.offset_nm == pytest.approx((30.5 / 2, 1, 4.25))
