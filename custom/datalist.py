@@ -274,10 +274,11 @@ def overlap(one: OpenEntry, other: OpenEntry) -> Roi | None:
 def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
     raw, finer = _open_raw(entry, where)
+    source = finer or (raw, same_axes(raw.metadata.shape))
     size = entry.labels_voxel_size_nm
-    labels, offset = _open_beside(raw, entry.labels, size, where, "labels")
+    labels, offset = _open_beside(raw, source, entry.labels, size, where, "labels")
     mask_size = entry.raw_voxel_size_nm if labels is None and size is None else size
-    mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
+    mask, mask_offset = _open_beside(raw, source, entry.mask, mask_size, where, "mask")
     if labels is None:
         roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
         return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset, finer_raw=finer)
@@ -306,9 +307,14 @@ def _open_raw(entry: DatalistEntry, where: str) -> tuple[Volume, tuple[Volume, R
 
 
 def _open_beside(
-    raw: Volume, path: str | None, size: Triple | None, where: str, field: str
+    raw: Volume,
+    source: tuple[Volume, RawAxes],
+    path: str | None,
+    size: Triple | None,
+    where: str,
+    field: str,
 ) -> tuple[Volume | None, tuple[int, int, int]]:
-    """Labels or mask, and their offset in voxels of raw."""
+    """Labels or mask, and their offset in voxels of raw, given raw as it is in the file, too."""
     if path is None:
         return None, (0, 0, 0)
     where = f"{where}, {field}"
@@ -321,7 +327,8 @@ def _open_beside(
             f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw and labels are used at "
             f"{there.voxel_size_nm} nm; they must be equal, resample it"
         )
-    position = np.array(start_in(here, there))
+    starts = zip(start_in(here, source[0].metadata), source[1], strict=True)
+    position = np.array([(start - axis.edge(0)) / axis.ratio for start, axis in starts])
     offset = np.round(position)
     if np.abs(position - offset).max() > ON_GRID:
         raise InputError(

@@ -216,12 +216,17 @@ def on_working_grid(
 
 
 def start_in(volume: VolumeMetadata, raw: VolumeMetadata) -> Triple:
-    """Corner of a volume's first voxel, in voxels of raw from raw's corner, zyx."""
+    """Corner of a volume's first voxel, in voxels of raw from raw's corner, zyx.
+
+    Where both have corners, these count, else centres. A position that may be either, such as none
+    at all, is where the other's corner would be, had it this position.
+    """
     if volume.corner_nm is not None and raw.corner_nm is not None:
         apart = np.subtract(volume.corner_nm, raw.corner_nm)
     else:
-        halves = np.subtract(volume.voxel_size_nm, raw.voxel_size_nm) / 2
-        apart = np.subtract(volume.offset_nm, raw.offset_nm) - halves
+        apart = np.subtract(volume.offset_nm, raw.offset_nm)
+        if all(one.corner_nm != one.offset_nm for one in (volume, raw)):
+            apart -= np.subtract(volume.voxel_size_nm, raw.voxel_size_nm) / 2
     z, y, x = (float(v) for v in apart / raw.voxel_size_nm)
     return z, y, x
 
@@ -273,12 +278,8 @@ def _placed(
 ) -> VolumeMetadata:
     """Metadata of raw on the working grid."""
     sizes = raw.voxel_size_nm
-    oz, oy, ox = (o + a.origin * s for o, a, s in zip(raw.offset_nm, axes, sizes, strict=True))
-    corner = raw.corner_nm
-    if corner is not None:
-        z, y, x = (c + a.edge(0) * s for c, a, s in zip(corner, axes, sizes, strict=True))
-        corner = z, y, x
-    return VolumeMetadata(shape, raw.dtype, size_nm, (oz, oy, ox), corner)
+    z, y, x = (o + a.origin * s for o, a, s in zip(raw.offset_nm, axes, sizes, strict=True))
+    return VolumeMetadata(shape, raw.dtype, size_nm, (z, y, x))
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:

@@ -511,6 +511,24 @@ def test_files_without_a_position_share_their_corner(tmp_path: Path, kind: str) 
     np.testing.assert_array_equal(found.read_labels(found.roi)[0], WIDE)
 
 
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_a_file_without_a_position_fits_one_with_it(tmp_path: Path, with_labels: bool) -> None:
+    """As voxels of one size do: the position 0 is that of corners here, and of centres there."""
+    array = create_ome_zarr_array(
+        tmp_path / "x.zarr", "raw", RAW_SHAPE, "uint8", "zyx", SIZE, (0, 0, 0), (4,) * 3, {}
+    )
+    array.write(RAW).result()
+    for name in ("labels", "mask"):
+        np.save(tmp_path / f"{name}.npy", WIDE)
+    fields = entry(mask="mask.npy", voxel_size_nm={"raw": list(SIZE), "labels": list(COARSE)})
+    if with_labels:
+        fields["labels"] = "labels.npy"
+    found = opened(tmp_path, fields)
+    assert found.labels_offset == found.mask_offset == (0, 0, 0)
+    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0]
+    assert found.raw.metadata.shape == (3, 6, 4)
+
+
 def test_stated_positions_are_centres(tmp_path: Path) -> None:
     """Labels that are every second voxel of raw, from the first on: nothing may move."""
     values = np.zeros((1, 1, 20), np.float32)
@@ -525,11 +543,11 @@ def test_stated_positions_are_centres(tmp_path: Path) -> None:
 
 
 def test_precomputed_volumes_share_their_corner(tmp_path: Path) -> None:
-    write_precomputed(tmp_path / "raw", ("8", RAW, SIZE, (0, 0, 0)))
+    write_precomputed(tmp_path / "raw", ("8", RAW, SIZE, (1, 0, 2)))
     write_precomputed(tmp_path / "labels", ("16", WIDE, COARSE, (1, 0, 1)))
     found = opened(tmp_path, {"id": "a", "raw": "raw", "labels": "labels"})
-    assert found.labels_offset == (1, 0, 1)
-    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0]
+    assert [axis.edge(0) for axis in found.raw_axes] == [-1, 0, 1]
+    assert found.labels_offset == (1, 0, 0)
 
 
 @pytest.mark.parametrize(("begin", "overlap"), [((2, 0, 0), False), ((1, 0, 0), True)])
