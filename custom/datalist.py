@@ -28,10 +28,11 @@ from custom.voxel_grid import Triple
 from custom.working_grid import (
     ON_GRID,
     RawAxes,
+    axes_of,
     common_voxels,
     on_working_grid,
-    same_axes,
     same_size,
+    source_of,
     start_in,
 )
 
@@ -131,7 +132,6 @@ class OpenEntry:
         roi: box in raw voxels.
         labels_offset: raw index = label index + labels_offset, zyx.
         mask_offset: raw index = mask index + mask_offset, zyx.
-        finer_raw: the file's raw and its axes, where that is finer than the working grid.
     """
 
     entry: DatalistEntry
@@ -141,7 +141,6 @@ class OpenEntry:
     roi: Roi
     labels_offset: tuple[int, int, int] = (0, 0, 0)
     mask_offset: tuple[int, int, int] = (0, 0, 0)
-    finer_raw: tuple[Volume, RawAxes] | None = None
 
     @property
     def voxel_size_nm(self) -> Triple:
@@ -151,12 +150,12 @@ class OpenEntry:
     @property
     def source(self) -> Volume:
         """Raw as the file has it."""
-        return self.raw if self.finer_raw is None else self.finer_raw[0]
+        return source_of(self.raw)
 
     @property
     def raw_axes(self) -> RawAxes:
         """Axes of ``source``, seen from the working grid."""
-        return same_axes(self.raw.metadata.shape) if self.finer_raw is None else self.finer_raw[1]
+        return axes_of(self.raw)
 
     def read_raw(self, roi: Roi) -> NDArray[Any]:
         """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type.
@@ -273,26 +272,25 @@ def overlap(one: OpenEntry, other: OpenEntry) -> Roi | None:
 
 def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
-    raw, finer = _open_raw(entry, where)
-    source = finer or (raw, same_axes(raw.metadata.shape))
+    raw = _open_raw(entry, where)
     size = entry.labels_voxel_size_nm
-    labels, offset = _open_beside(raw, source, entry.labels, size, where, "labels")
+    labels, offset = _open_beside(raw, entry.labels, size, where, "labels")
     mask_size = entry.raw_voxel_size_nm if labels is None and size is None else size
-    mask, mask_offset = _open_beside(raw, source, entry.mask, mask_size, where, "mask")
+    mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
     if labels is None:
         roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
-        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset, finer_raw=finer)
+        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset)
     extent = labels.metadata.roi
     if entry.roi is None:
         roi = (extent + Coordinate(offset)).intersect(raw.metadata.roi)
     else:
         roi = _inside(entry.roi, extent, f"{where}, roi", "labels") + Coordinate(offset)
         _inside(roi, raw.metadata.roi, f"{where}, roi moved to raw voxels", "raw")
-    return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset, finer)
+    return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset)
 
 
-def _open_raw(entry: DatalistEntry, where: str) -> tuple[Volume, tuple[Volume, RawAxes] | None]:
-    """Raw on the working grid, and as it is in the file where that is finer."""
+def _open_raw(entry: DatalistEntry, where: str) -> Volume:
+    """Raw on the working grid."""
     source = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
     size, start = entry.labels_voxel_size_nm, None
     whose = f"{where}, voxel_size_nm.labels"
@@ -301,20 +299,14 @@ def _open_raw(entry: DatalistEntry, where: str) -> tuple[Volume, tuple[Volume, R
         labels = open_volume(entry.labels, size, f"{where}, labels").metadata
         size, start = labels.voxel_size_nm, start_in(labels, source.metadata)
     if size is None:
-        return source, None
-    raw, axes = on_working_grid(source, size, start, whose)
-    return raw, None if raw is source else (source, axes)
+        return source
+    return on_working_grid(source, size, start, whose)
 
 
 def _open_beside(
-    raw: Volume,
-    source: tuple[Volume, RawAxes],
-    path: str | None,
-    size: Triple | None,
-    where: str,
-    field: str,
+    raw: Volume, path: str | None, size: Triple | None, where: str, field: str
 ) -> tuple[Volume | None, tuple[int, int, int]]:
-    """Labels or mask, and their offset in voxels of raw, given raw as it is in the file, too."""
+    """Labels or mask, and their offset in voxels of raw."""
     if path is None:
         return None, (0, 0, 0)
     where = f"{where}, {field}"
@@ -327,7 +319,7 @@ def _open_beside(
             f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw and labels are used at "
             f"{there.voxel_size_nm} nm; they must be equal, resample it"
         )
-    starts = zip(start_in(here, source[0].metadata), source[1], strict=True)
+    starts = zip(start_in(here, source_of(raw).metadata), axes_of(raw), strict=True)
     position = np.array([(start - axis.edge(0)) / axis.ratio for start, axis in starts])
     offset = np.round(position)
     if np.abs(position - offset).max() > ON_GRID:

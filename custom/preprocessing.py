@@ -83,14 +83,15 @@ class VolumeJob:
             for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
         }
         window = entry.intensity_window
-        finer = {"raw_voxel_size_nm": list(opened.source.metadata.voxel_size_nm)}
+        size = list(opened.source.metadata.voxel_size_nm)
+        finer = {} if opened.source is opened.raw else {"raw_voxel_size_nm": size}
         return {
             "entry": {"id": entry.id, "section": self.section, **relative},
             "given_intensity_window": None if window is None else list(window),
             "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
             "volume_shape": list(opened.raw.metadata.shape),
             "voxel_size_nm": list(opened.voxel_size_nm),
-            **(finer if opened.finer_raw else {}),
+            **finer,
             "offset_nm": [
                 o + b * v
                 for o, b, v in zip(

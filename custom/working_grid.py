@@ -164,9 +164,32 @@ class ResampledArray:
         return values if fine.dtype.kind == "f" else np.rint(values)
 
 
-def on_working_grid(
-    raw: Volume, size_nm: Triple, start: Triple | None, where: str
-) -> tuple[Volume, RawAxes]:
+class ResampledVolume(Volume):
+    """A finer volume on the working grid.
+
+    Args:
+        source: the finer volume.
+        axes: of the volume, seen from the working grid.
+        metadata: on the working grid.
+    """
+
+    def __init__(self, source: Volume, axes: RawAxes, metadata: VolumeMetadata) -> None:
+        super().__init__(source.path, metadata, ResampledArray(source, axes, metadata.shape))
+        self.source = source
+        self.axes = axes
+
+
+def source_of(raw: Volume) -> Volume:
+    """Raw as the file has it."""
+    return raw.source if isinstance(raw, ResampledVolume) else raw
+
+
+def axes_of(raw: Volume) -> RawAxes:
+    """Axes of raw as the file has it, seen from the grid that it is on."""
+    return raw.axes if isinstance(raw, ResampledVolume) else same_axes(raw.metadata.shape)
+
+
+def on_working_grid(raw: Volume, size_nm: Triple, start: Triple | None, where: str) -> Volume:
     """Raw on a coarser voxel grid that is extended over all of it.
 
     The grid's first voxel is the first of which at least half lies inside raw, so that the grid
@@ -179,10 +202,6 @@ def on_working_grid(
             the corners coincide.
         where: whose grid it is, for messages.
 
-    Returns:
-        raw: on the working grid.
-        axes: raw as it was, seen from the working grid.
-
     Raises:
         InputError: the grid is finer than raw, lies between raw's voxels along an axis where both
             are equally fine, or is so coarse that raw does not fill half a voxel of it.
@@ -190,7 +209,7 @@ def on_working_grid(
     here = raw.metadata
     ratios = _ratios(size_nm, here, where)
     if all(ratio == 1 for ratio in ratios):
-        return raw, same_axes(here.shape)
+        return raw
     axes, shape = [], []
     for axis, (size, ratio) in enumerate(zip(here.shape, ratios, strict=True)):
         corner = _whole_if_near(0.0 if start is None else start[axis])
@@ -210,9 +229,8 @@ def on_working_grid(
         shape.append(end - first)
     depth, height, width = shape
     placed = axes[0], axes[1], axes[2]
-    array = ResampledArray(raw, placed, (depth, height, width))
     metadata = _placed(here, (depth, height, width), size_nm, placed)
-    return Volume(raw.path, metadata, array), placed
+    return ResampledVolume(raw, placed, metadata)
 
 
 def start_in(volume: VolumeMetadata, raw: VolumeMetadata) -> Triple:

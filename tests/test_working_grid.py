@@ -14,7 +14,7 @@ from custom import working_grid
 from custom.errors import InputError
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
-from custom.working_grid import RawAxis, on_working_grid
+from custom.working_grid import RawAxes, RawAxis, axes_of, on_working_grid, source_of
 
 SIZE = (10.0, 4.0, 6.0)
 SHAPE = (14, 11, 16)
@@ -30,6 +30,14 @@ def volume(folder: Path, values: NDArray[Any], size: Sequence[float] = SIZE) -> 
 def coarser(ratio: Sequence[float], size: Sequence[float] = SIZE) -> Triple:
     z, y, x = (r * s for r, s in zip(ratio, size, strict=True))
     return z, y, x
+
+
+def on_grid(
+    raw: Volume, size: Triple, start: Triple | None, where: str = WHERE
+) -> tuple[Volume, RawAxes]:
+    found = on_working_grid(raw, size, start, where)
+    assert source_of(found) is raw
+    return found, axes_of(found)
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def test_the_grid_is_that_of_labels_extended_over_raw(
     start = round(start) if ratio == 1 else round(start, 3)
     raw = volume(tmp_path_factory.mktemp("raw"), np.zeros((size, 9, 9), np.uint8))
     try:
-        found, axes = on_working_grid(raw, coarser((ratio, 3, 3)), (start, 0, 0), WHERE)
+        found, axes = on_grid(raw, coarser((ratio, 3, 3)), (start, 0, 0))
     except InputError:
         assert size < ratio
         return
@@ -80,7 +88,7 @@ def slow(values: NDArray[Any], places: Sequence[float], reach: float, axis: int)
 def test_raw_is_resampled_by_a_triangle_and_reflected(
     raw: Volume, start: tuple[float, float, float]
 ) -> None:
-    found, axes = on_working_grid(raw, coarser(RATIO), start, WHERE)
+    found, axes = on_grid(raw, coarser(RATIO), start)
     expected = raw.read(raw.metadata.roi).astype(np.float64)
     for axis, ratio in enumerate(RATIO):
         first = start[axis] + (ratio - 1) / 2
@@ -99,7 +107,7 @@ def test_a_part_is_read_as_of_the_whole_whatever_the_memory(
 ) -> None:
     values = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     raw = volume(tmp_path_factory.mktemp("raw"), values)
-    found, _ = on_working_grid(raw, coarser(RATIO), (0.7, 0.4, 1), WHERE)
+    found, _ = on_grid(raw, coarser(RATIO), (0.7, 0.4, 1))
     shape = found.metadata.shape
     whole = found.read(found.metadata.roi)
     offset = [data.draw(st.integers(0, n - 1)) for n in shape]
@@ -113,7 +121,7 @@ def test_a_part_is_read_as_of_the_whole_whatever_the_memory(
 def test_the_memory_for_a_box_is_bounded(raw: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
     read, sizes = raw.read, []
     monkeypatch.setattr(raw, "read", lambda roi: sizes.append(roi.size) or read(roi))
-    found, _ = on_working_grid(raw, coarser(RATIO), None, WHERE)
+    found, _ = on_grid(raw, coarser(RATIO), None)
     found.read(found.metadata.roi)
     monkeypatch.setattr(working_grid, "FINE_VOXELS", 50)
     whole = sizes.pop()
@@ -125,7 +133,7 @@ def test_the_memory_for_a_box_is_bounded(raw: Volume, monkeypatch: pytest.Monkey
 def test_values_keep_their_type_and_constants_their_value(tmp_path: Path, dtype: str) -> None:
     value = {"uint8": 255, "uint16": 65535, "int16": -32768}.get(dtype, -0.25)
     raw = volume(tmp_path, np.full(SHAPE, value, dtype))
-    found, _ = on_working_grid(raw, coarser((1.7, 2.3, 3.1)), None, WHERE)
+    found, _ = on_grid(raw, coarser((1.7, 2.3, 3.1)), None)
     values = found.read(found.metadata.roi)
     assert values.dtype == dtype == found.metadata.dtype
     np.testing.assert_allclose(values, value, rtol=1e-6)
@@ -134,7 +142,7 @@ def test_values_keep_their_type_and_constants_their_value(tmp_path: Path, dtype:
 def test_axes_that_are_not_finer_stay_as_they_are(tmp_path: Path) -> None:
     values = np.random.default_rng(2).normal(size=SHAPE).astype(np.float32)
     raw = volume(tmp_path, values)
-    found, axes = on_working_grid(raw, coarser((1, 2, 1)), (-3, 2, 5), WHERE)
+    found, axes = on_grid(raw, coarser((1, 2, 1)), (-3, 2, 5))
     assert [axis.is_raw for axis in axes] == [True, False, True]
     assert found.metadata.shape == (14, 6, 16)  # 5.5 voxels: the last is half in raw
     expected = slow(values, [0.5 + 2 * i for i in range(6)], 2, 1)
@@ -142,13 +150,13 @@ def test_axes_that_are_not_finer_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_raw_of_the_same_voxel_size_is_left_alone(raw: Volume) -> None:
-    found, axes = on_working_grid(raw, coarser((1.00005, 1, 0.99995)), (0.3, 0, 0), WHERE)
+    found, axes = on_grid(raw, coarser((1.00005, 1, 0.99995)), (0.3, 0, 0))
     assert found is raw
     assert axes == (RawAxis(14), RawAxis(11), RawAxis(16))
 
 
 def test_sizes_that_are_nearly_multiples_are_multiples(raw: Volume) -> None:
-    _, axes = on_working_grid(raw, coarser((2.0001, 1, 2.9999)), (0.009, 0, -0.009), WHERE)
+    _, axes = on_grid(raw, coarser((2.0001, 1, 2.9999)), (0.009, 0, -0.009))
     assert axes == (RawAxis(14, 2, 0.5), RawAxis(11), RawAxis(16, 3, 1))
 
 
@@ -167,7 +175,7 @@ def test_a_blob_stays_where_it_is(
     axes = np.meshgrid(*(np.arange(80.0) for _ in range(3)), indexing="ij", sparse=True)
     squares = sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True))
     raw = volume(tmp_path, (1000 * np.exp(-squares / 50)).astype(np.float32), size)
-    found, _ = on_working_grid(raw, coarser(ratio, size), start, WHERE)
+    found, _ = on_grid(raw, coarser(ratio, size), start)
     values = found.read(found.metadata.roi)
     for axis in range(3):
         along = values.sum(tuple(a for a in range(3) if a != axis))
@@ -177,7 +185,7 @@ def test_a_blob_stays_where_it_is(
 
 
 def test_it_is_pickled(raw: Volume) -> None:
-    found, _ = on_working_grid(raw, coarser(RATIO), None, WHERE)
+    found, _ = on_grid(raw, coarser(RATIO), None)
     again = pickle.loads(pickle.dumps(found))
     roi = Roi((1, 2, 0), (3, 4, 2))
     np.testing.assert_array_equal(again.read(roi), found.read(roi))
