@@ -192,8 +192,8 @@ def axes_of(raw: Volume) -> RawAxes:
 def on_working_grid(raw: Volume, size_nm: Triple, start: Triple | None, where: str) -> Volume:
     """Raw on a coarser voxel grid that is extended over all of it.
 
-    The grid's first voxel is the first of which at least half lies inside raw, so that the grid
-    depends on raw and on the phase of ``start`` alone. Raw of this voxel size stays as it is.
+    The grid's first voxel is the first whose centre lies in raw, so that the grid depends on raw
+    and on the phase of ``start`` alone. Raw of this voxel size stays as it is.
 
     Args:
         raw: the volume.
@@ -204,7 +204,7 @@ def on_working_grid(raw: Volume, size_nm: Triple, start: Triple | None, where: s
 
     Raises:
         InputError: the grid is finer than raw, lies between raw's voxels along an axis where both
-            are equally fine, or is so coarse that raw does not fill half a voxel of it.
+            are equally fine, or is so coarse that no voxel's centre lies in raw.
     """
     here = raw.metadata
     ratios = _ratios(size_nm, here, where)
@@ -222,8 +222,8 @@ def on_working_grid(raw: Volume, size_nm: Triple, start: Triple | None, where: s
         end = math.floor((size - corner) / ratio + 0.5 + ON_GRID)
         if end <= first:
             raise InputError(
-                f"{where} has voxels of {size_nm} nm, of which raw with {size} voxels along "
-                f"{'zyx'[axis]} does not fill half of one; check the voxel sizes"
+                f"{where} has voxels of {size_nm} nm, and none has its centre in raw, which has "
+                f"{size} of {here.voxel_size_nm[axis]:g} nm along {'zyx'[axis]}; check the voxel sizes"
             )
         axes.append(RawAxis(size, ratio, corner + first * ratio + (ratio - 1) / 2))
         shape.append(end - first)
