@@ -18,7 +18,7 @@ from custom.voxel_grid import Triple
 
 SAME_SIZE = 1e-4  # relative: voxel sizes that differ by less are one, typed or computed differently
 ON_GRID = 0.01  # of a voxel: what rounding in files' metadata may amount to
-FINE_VOXELS = 2**25  # of raw that are resampled at once, where that is possible
+FINE_VOXELS = 2**24  # of raw that are resampled at once, where that is possible
 _ROUNDING = 1e-6  # voxels of raw
 
 
@@ -223,7 +223,8 @@ def on_working_grid(raw: Volume, size_nm: Triple, start: Triple | None, where: s
         if end <= first:
             raise InputError(
                 f"{where} has voxels of {size_nm} nm, and none has its centre in raw, which has "
-                f"{size} of {here.voxel_size_nm[axis]:g} nm along {'zyx'[axis]}; check the voxel sizes"
+                f"{size} of {here.voxel_size_nm[axis]:g} nm along {'zyx'[axis]}; check the voxel "
+                f"sizes"
             )
         axes.append(RawAxis(size, ratio, corner + first * ratio + (ratio - 1) / 2))
         shape.append(end - first)

@@ -17,7 +17,7 @@ from custom.datasets import CachedVolumeDataset, CropDataset, RawVolumeDataset
 from custom.errors import InputError
 from custom.evaluation import SegmentationEvaluator
 from custom.features.cache import open_cache
-from custom.features.triplane import upsample
+from custom.features.triplane import average, upsample
 from custom.live import LiveVolume, live_volumes
 from custom.output import warn_of_scale
 from custom.planes import PLANES
@@ -168,6 +168,20 @@ def test_training_draws_crops_with_labels(datalist: Path, cache_dir: Path) -> No
         sample = CropDataset(volumes, (4, 6, 5), [(1, 0, 0)], 8.0, num_samples=2)[1]
         assert sample["image"].shape == (1, 4, 6, 5)
         assert sample["voxel_size_nm"].tolist() == list(COARSE)
+
+
+def test_dense_features_have_voxels_of_labels(datalist: Path, tmp_path: Path) -> None:
+    dense = {**FEATURES, "layout": "dense"}
+    Preprocessor(datalist, tmp_path, VIT, dense, ("training",), show_progress=False).run()
+    (cached,) = open_cache(tmp_path)
+    (fresh,) = live_volumes(str(datalist), "training", VIT, dense)
+    assert cached.read_features().shape == (16, 8, 11, 13)
+    torch.testing.assert_close(cached.read_features(), fresh.read_features(), atol=3e-2, rtol=0)
+    tokens = live(datalist)[0]
+    grids = {plane: tokens.plane_grid(plane) for plane in PLANES}
+    torch.testing.assert_close(
+        fresh.read_features(), average(grids, (8, 11, 13)), atol=3e-2, rtol=0
+    )
 
 
 def test_the_intensity_window_is_that_of_the_file(datalist: Path, cache_dir: Path) -> None:
