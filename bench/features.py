@@ -192,7 +192,9 @@ def _loading(
 
     def extract(roi: Roi) -> object:
         shape = opened.raw.metadata.shape
-        return extract_planes(opened.read_raw, shape, roi, backbone, volume.spec, window)
+        return extract_planes(
+            opened.source.read, shape, roi, backbone, volume.spec, window, raw_axes=opened.raw_axes
+        )
 
     _forget(volume.path)
     cold = _median_seconds(lambda roi: _load(volume, roi), rois[:1])

@@ -25,6 +25,16 @@ from custom.json_fields import (
 from custom.locations import Location, resolve
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
+from custom.working_grid import (
+    ON_GRID,
+    RawAxes,
+    axes_of,
+    common_voxels,
+    on_working_grid,
+    same_size,
+    source_of,
+    start_in,
+)
 
 T = TypeVar("T")
 SECTIONS = ("training", "validation", "test")
@@ -39,7 +49,6 @@ ENTRY_KEYS = (
     "classes",
 )
 SLAB_VOXELS = 2**24  # labels looked through at once
-ON_GRID = 0.01  # of a voxel: what rounding in files' metadata may amount to
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,10 @@ class DatalistEntry:
         raw: path or URL of the raw volume, as in ``volumes.open_volume``, here and below.
         labels: path of instance labels.
         mask: path of a mask, non-zero where labels count.
-        roi: box in voxels of the label grid (of raw without labels); None is all of it.
+        roi: box in voxels of labels (of the working grid without labels); None is all of it.
         raw_voxel_size_nm: zyx; wins over the file's own.
-        labels_voxel_size_nm: zyx, for labels and mask; wins over the file's own.
+        labels_voxel_size_nm: zyx, for labels and mask; wins over the file's own. Without labels it
+            is the voxel size of the working grid.
         intensity_window: raw values that become 0 and 1.
         classes: free-form description of the classes that are annotated.
     """
@@ -111,11 +121,12 @@ class OpenEntry:
         labels        |--------|                  label index 0 at raw index labels_offset
         roi              |---|                    in raw voxels
 
-    Picklable; reads may come from any process.
+    All is counted on the working grid: that of labels, extended over raw. Where the file's raw is
+    finer, ``raw`` is resampled onto it when it is read. Picklable; reads may come from any process.
 
     Args:
         entry: what was opened.
-        raw: raw volume.
+        raw: raw volume, on the working grid; "raw" below.
         labels: labels on the voxel grid of raw, or None.
         mask: mask on the voxel grid of raw, or None.
         roi: box in raw voxels.
@@ -133,12 +144,32 @@ class OpenEntry:
 
     @property
     def voxel_size_nm(self) -> Triple:
-        """Voxel size of raw, zyx."""
+        """Voxel size of the working grid, zyx."""
         return self.raw.metadata.voxel_size_nm
 
+    @property
+    def source(self) -> Volume:
+        """Raw as the file has it."""
+        return source_of(self.raw)
+
+    @property
+    def raw_axes(self) -> RawAxes:
+        """Axes of ``source``, seen from the working grid."""
+        return axes_of(self.raw)
+
     def read_raw(self, roi: Roi) -> NDArray[Any]:
-        """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type."""
-        return self.raw.read(roi)
+        """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type.
+
+        Raises:
+            InputError: they are not all finite.
+        """
+        values = self.raw.read(roi)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise InputError(
+                f"raw of entry '{self.entry.id}' ('{self.entry.raw}') holds NaN or infinite values "
+                f"in {roi}; replace them first"
+            )
+        return values
 
     def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Labels of a box, which may stick out of the label volume.
@@ -231,17 +262,24 @@ def open_entry(entry: DatalistEntry) -> OpenEntry:
     return opened
 
 
+def overlap(one: OpenEntry, other: OpenEntry) -> Roi | None:
+    """What the ROIs of two entries have in common, in voxels of the file's raw; None if nothing."""
+    here, there = Location(one.raw.path).identity(), Location(other.raw.path).identity()
+    if here != there:
+        return None
+    return common_voxels(one.raw_axes, one.roi, other.raw_axes, other.roi)
+
+
 def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
-    raw = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
-    if entry.labels is None:
-        mask, mask_offset = _open_beside(raw, entry.mask, entry.raw_voxel_size_nm, where, "mask")
-        roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
-        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset)
+    raw = _open_raw(entry, where)
     size = entry.labels_voxel_size_nm
     labels, offset = _open_beside(raw, entry.labels, size, where, "labels")
-    mask, mask_offset = _open_beside(raw, entry.mask, size, where, "mask")
-    assert labels is not None
+    mask_size = entry.raw_voxel_size_nm if labels is None and size is None else size
+    mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
+    if labels is None:
+        roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
+        return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset)
     extent = labels.metadata.roi
     if entry.roi is None:
         roi = (extent + Coordinate(offset)).intersect(raw.metadata.roi)
@@ -249,6 +287,20 @@ def _place(entry: DatalistEntry, where: str) -> OpenEntry:
         roi = _inside(entry.roi, extent, f"{where}, roi", "labels") + Coordinate(offset)
         _inside(roi, raw.metadata.roi, f"{where}, roi moved to raw voxels", "raw")
     return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset)
+
+
+def _open_raw(entry: DatalistEntry, where: str) -> Volume:
+    """Raw on the working grid."""
+    source = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
+    size, start = entry.labels_voxel_size_nm, None
+    whose = f"{where}, voxel_size_nm.labels"
+    if entry.labels is not None:
+        whose = f"{where}, labels '{entry.labels}'"
+        labels = open_volume(entry.labels, size, f"{where}, labels").metadata
+        size, start = labels.voxel_size_nm, start_in(labels, source.metadata)
+    if size is None:
+        return source
+    return on_working_grid(source, size, start, whose)
 
 
 def _open_beside(
@@ -262,12 +314,13 @@ def _open_beside(
     here, there = volume.metadata, raw.metadata
     if np.dtype(here.dtype).kind not in "biu":
         raise InputError(f"{where} '{path}' has type {here.dtype}; convert it to integers")
-    if not np.allclose(here.voxel_size_nm, there.voxel_size_nm, rtol=1e-4, atol=0):
+    if not same_size(here.voxel_size_nm, there.voxel_size_nm):
         raise InputError(
-            f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw has "
-            f"{there.voxel_size_nm} nm; they must be equal, resample one of them"
+            f"{where} '{path}' has voxel size {here.voxel_size_nm} nm, raw and labels are used at "
+            f"{there.voxel_size_nm} nm; they must be equal, resample it"
         )
-    position = np.subtract(here.offset_nm, there.offset_nm) / there.voxel_size_nm
+    starts = zip(start_in(here, source_of(raw).metadata), axes_of(raw), strict=True)
+    position = np.array([(start - axis.edge(0)) / axis.ratio for start, axis in starts])
     offset = np.round(position)
     if np.abs(position - offset).max() > ON_GRID:
         raise InputError(
@@ -359,12 +412,11 @@ def _check_split(datalist: Datalist, where: str) -> None:
     """Open all entries as far as their metadata; training and validation must not overlap."""
     placed = {e.id: _place(e, f"{where}, entry '{e.id}'") for e in datalist.entries()}
     for one, other in product(datalist.training, datalist.validation):
-        a, b = placed[one.id], placed[other.id]
-        here, there = Location(a.raw.path).identity(), Location(b.raw.path).identity()
-        if here == there and a.roi.intersects(b.roi):
+        common = overlap(placed[one.id], placed[other.id])
+        if common is not None:
             raise InputError(
                 f"{where}: the roi of training entry '{one.id}' overlaps that of validation entry "
-                f"'{other.id}' in {a.roi.intersect(b.roi)} (raw voxels); move one of them"
+                f"'{other.id}' in {common} (raw voxels); move one of them"
             )
 
 

@@ -282,7 +282,7 @@ class RawVolumeDataset(Dataset[Sample]):
         opened = self.entries[index]
         roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
         window = opened.entry.intensity_window or measure_intensity_window(
-            opened.raw, self.percentiles
+            opened.source, self.percentiles
         )
         raw = opened.read_raw(roi)
         image = _image(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
@@ -305,16 +305,16 @@ class RawVolumeDataset(Dataset[Sample]):
 
     def _grids(self, opened: OpenEntry, roi: Roi, window: IntensityWindow) -> dict[str, PlaneGrid]:
         assert self.backbone is not None and self.spec is not None
-        shape = opened.raw.metadata.shape
         return extract_planes(
-            opened.read_raw,
-            shape,
+            opened.source.read,
+            opened.raw.metadata.shape,
             roi,
             self.backbone,
             self.spec,
             window,
             windows_at_once=self.windows_at_once,
             progress=True,
+            raw_axes=opened.raw_axes,
         )
 
 

@@ -216,10 +216,17 @@ class LiveVolume:
 
     def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
         spec = replace(self.spec, planes=(plane,))
-        read, shape = self.opened.read_raw, self.opened.raw.metadata.shape
-        backbone, at_once = self.features.backbone, self.features.windows_at_once
-        roi = self._in_raw(roi)
-        return extract_planes(read, shape, roi, backbone, spec, self.window, at_once)[plane]
+        read, shape = self.opened.source.read, self.opened.raw.metadata.shape
+        return extract_planes(
+            read,
+            shape,
+            self._in_raw(roi),
+            self.features.backbone,
+            spec,
+            self.window,
+            self.features.windows_at_once,
+            raw_axes=self.opened.raw_axes,
+        )[plane]
 
     def read_raw(self, roi: Roi) -> NDArray[np.uint8]:
         """Raw of a box (D, H, W), 0 outside the ROI."""
@@ -282,7 +289,7 @@ def live_volumes(
     volumes = []
     for opened in map(open_entry, entries):
         window = opened.entry.intensity_window or measure_intensity_window(
-            opened.raw, features.spec.intensity_percentiles
+            opened.source, features.spec.intensity_percentiles
         )
         volumes.append(LiveVolume(opened, features, window))
     return volumes

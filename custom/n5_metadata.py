@@ -157,6 +157,7 @@ def _resolution_grid(
         pick_zyx([v * f for v, f in zip(finest, factors, strict=True)], space),
         pick_zyx(moved, space),
         pick_zyx(list(units) if isinstance(units, list) else [units] * 3, space),
+        corner=None if "offset" in holder else (0.0, 0.0, 0.0),
     )
 
 

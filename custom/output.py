@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MARKER = "custom_inference"
 CHUNK = 64
+SAME_SCALE = 0.05  # relative: voxel sizes that a model need not be told apart
 
 
 class ModelLoader:
@@ -96,6 +97,8 @@ class ModelLoader:
                 f"model '{self.model_dir}' was trained with affinity_offsets "
                 f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
             )
+        for name, size in _voxel_sizes(self.dataset).items():
+            warn_of_scale(name, size, description["voxel_size_nm"])
 
 
 class SegmentationWriter:
@@ -187,6 +190,36 @@ class SegmentationWriter:
         _write_array(path, "affinities", values[layout.affinities], "czyx", place, attributes)
         if self.write_lsds and layout.num_lsds:
             _write_array(path, "lsds", values[layout.lsds], "czyx", place, {})
+
+
+def warn_of_scale(name: str, size: Sequence[float], trained: Sequence[float]) -> None:
+    """Say that a model will see voxels of another size than in training, and the way out.
+
+    Args:
+        name: id of the volume.
+        size: its voxel size, zyx, in nm.
+        trained: that of the training, zyx, in nm.
+    """
+    if np.allclose(size, trained, rtol=SAME_SCALE, atol=0):
+        return
+    finer = all(s <= t * (1 + SAME_SCALE) for s, t in zip(size, trained, strict=True))
+    logger.warning(
+        "%s has voxels of %s nm, the model was trained on %s nm: %s",
+        name,
+        list(size),
+        list(trained),
+        f'add "voxel_size_nm": {{"labels": {list(trained)}}} to its entry in the datalist, then it '
+        "is segmented at that size"
+        if finer
+        else "expect a worse segmentation, or train on this voxel size",
+    )
+
+
+def _voxel_sizes(dataset: RawVolumeDataset | CachedVolumeDataset) -> dict[str, Sequence[float]]:
+    """Voxel size of every volume, by its id."""
+    if isinstance(dataset, RawVolumeDataset):
+        return {opened.entry.id: opened.voxel_size_nm for opened in dataset.entries}
+    return {volume.id: volume.voxel_size_nm for volume in dataset.volumes}
 
 
 def dataset_ids(dataset: RawVolumeDataset | CachedVolumeDataset) -> list[str]:

@@ -53,8 +53,9 @@ def label_colours(ids: NDArray[np.integer]) -> Colours:
     Returns:
         (N, 3) RGB.
     """
-    hue = (ids.astype(np.float64) * GOLDEN_RATIO) % 1
-    value = 0.72 + 0.28 * ((ids.astype(np.float64) * GOLDEN_RATIO * 7) % 1)
+    numbers = (ids.astype(np.uint64) % np.uint64(2**31 - 1)).astype(np.float64)  # exact
+    hue = (numbers * GOLDEN_RATIO) % 1
+    value = 0.72 + 0.28 * ((numbers * GOLDEN_RATIO * 7) % 1)
     phase = (hue[:, None] * 6 + np.array([5, 3, 1])) % 6
     chroma = 0.62 * np.clip(np.minimum(phase, 4 - phase), 0, 1)
     colours: Colours = (value[:, None] * (1 - chroma) * 255).astype(np.uint8)
@@ -71,11 +72,11 @@ def paint(labels: NDArray[np.integer]) -> Colours:
 
 def matched_to_truth(
     truth: NDArray[np.integer], segmentation: NDArray[np.integer]
-) -> NDArray[np.int64]:
+) -> NDArray[np.uint64]:
     """Segmentation renamed so that agreement with the truth shows as equal ids.
 
     Pairs of a true object and a segment are taken by falling overlap; the first pair in which both
-    are still free gets the object's id. Segments without a partner get ids above the truth's, so a
+    are still free gets the object's id. Segments without a partner get the smallest free ids, so a
     split shows as a new colour and a merge as one colour over several objects.
 
     Args:
@@ -88,7 +89,7 @@ def matched_to_truth(
     segments, index = np.unique(segmentation, return_inverse=True)
     objects, owner = np.unique(truth, return_inverse=True)
     pairs, counts = np.unique(owner.ravel() * segments.size + index.ravel(), return_counts=True)
-    names = np.zeros(segments.size, dtype=np.int64)
+    names = np.zeros(segments.size, dtype=np.uint64)
     taken: set[int] = set()
     for pair in pairs[np.argsort(-counts, kind="stable")]:
         own, segment = divmod(int(pair), segments.size)
@@ -96,7 +97,9 @@ def matched_to_truth(
             names[segment] = objects[own]
             taken.add(int(objects[own]))
     alone = (names == 0) & (segments != 0)
-    names[alone] = int(objects.max()) + 1 + np.arange(np.count_nonzero(alone))
+    wanted = np.count_nonzero(alone)
+    free = np.arange(1, objects.size + wanted + 1, dtype=np.uint64)
+    names[alone] = np.setdiff1d(free, objects.astype(np.uint64))[:wanted]
     return names[index].reshape(segmentation.shape)
 
 

@@ -100,9 +100,11 @@ def _grid(finest: Json, scale: Json) -> VoxelGrid:
 
     Corners are moved by half a voxel of the finest scale, the same for all scales: so a volume
     without an offset starts at 0, as in every other format, and its scales stay where they are.
+    Between two volumes with corners, these count.
     """
     size = [float(v) for v in scale["resolution"]]
     corner = [float(v) for v in scale.get("voxel_offset", (0, 0, 0))]
     finest_size = [float(v) for v in finest["resolution"]]
     centre = [o * s + (s - f) / 2 for o, s, f in zip(corner, size, finest_size, strict=True)]
-    return VoxelGrid(AXES, pick_zyx(size, AXES[:3]), pick_zyx(centre, AXES[:3]))
+    begin = pick_zyx([o * s for o, s in zip(corner, size, strict=True)], AXES[:3])
+    return VoxelGrid(AXES, pick_zyx(size, AXES[:3]), pick_zyx(centre, AXES[:3]), corner=begin)

@@ -84,12 +84,15 @@ class VolumeJob:
             for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
         }
         window = entry.intensity_window
+        size = list(opened.source.metadata.voxel_size_nm)
+        finer = {} if opened.source is opened.raw else {"raw_voxel_size_nm": size}
         return {
             "entry": {"id": entry.id, "section": self.section, **relative},
             "given_intensity_window": None if window is None else list(window),
             "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
             "volume_shape": list(opened.raw.metadata.shape),
             "voxel_size_nm": list(opened.voxel_size_nm),
+            **finer,
             "offset_nm": [
                 o + b * v
                 for o, b, v in zip(
@@ -374,10 +377,10 @@ def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
     found = read_json(job.files.metadata)
     refuse_difference(FeatureSpec.from_json(found["features"]), spec, job.files.arrays)
     for name, wanted in job.source().items():
-        if found[name] != wanted:
+        if found.get(name) != wanted:
             raise InputError(
                 f"{job.files.arrays} was made from another source than entry '{job.id}' of the "
-                f"datalist: {name} ({found[name]}, not {wanted}). Choose another cache_dir or "
+                f"datalist: {name} ({found.get(name)}, not {wanted}). Choose another cache_dir or "
                 f"remove {job.files.name}*."
             )
     return True
@@ -386,7 +389,7 @@ def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
 def _intensity_window(job: VolumeJob, spec: FeatureSpec) -> IntensityWindow:
     """The datalist's window, else the one measured on the whole raw volume."""
     given = job.opened.entry.intensity_window
-    window = given or measure_intensity_window(job.opened.raw, spec.intensity_percentiles)
+    window = given or measure_intensity_window(job.opened.source, spec.intensity_percentiles)
     logger.info("%s: grey values %g to %g (%s)", job.id, *window, "given" if given else "measured")
     return window
 
@@ -406,7 +409,8 @@ def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
 
 
 def _raw_box(opened: OpenEntry, window: IntensityWindow) -> RawBox:
-    return RawBox(opened.read_raw, opened.raw.metadata.shape, opened.roi, window)
+    shape = opened.raw.metadata.shape
+    return RawBox(opened.source.read, shape, opened.roi, window, opened.raw_axes)
 
 
 def _is_uint8(job: VolumeJob) -> bool:

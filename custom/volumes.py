@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorstore
@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from custom.affine_arrays import nifti_array, nrrd_array
 from custom.errors import InputError
 from custom.file_arrays import (
+    Box,
     FileArray,
     hdf5_array,
     n5_array,
@@ -56,6 +57,8 @@ class VolumeMetadata:
         dtype: NumPy's name of the data type.
         voxel_size_nm: edge lengths of a voxel, zyx.
         offset_nm: position of the centre of voxel (0, 0, 0), zyx (OME-Zarr's translation).
+        corner_nm: position of its corner, zyx, where the file counts from corners or states no
+            position; counts between volumes that both have one, instead of ``offset_nm``.
 
     Raises:
         ValueError: a length is not positive.
@@ -65,6 +68,7 @@ class VolumeMetadata:
     dtype: str
     voxel_size_nm: Triple
     offset_nm: Triple = (0.0, 0.0, 0.0)
+    corner_nm: Triple | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -76,6 +80,17 @@ class VolumeMetadata:
     def roi(self) -> Roi:
         """The whole volume in its own voxels."""
         return Roi((0, 0, 0), self.shape)
+
+
+class BoxArray(Protocol):
+    """An array that is read box by box, as ``FileArray``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """The voxels of a box; axes given by an integer are dropped."""
 
 
 class Volume:
@@ -95,7 +110,7 @@ class Volume:
         self,
         path: str,
         metadata: VolumeMetadata,
-        array: FileArray,
+        array: BoxArray,
         order: tuple[int, int, int] = (0, 1, 2),
     ) -> None:
         self.path = path
@@ -160,11 +175,11 @@ def open_volume(
     order = zyx_order(grid.axes, array.shape, where)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{where} has the data type {array.dtype}; convert it to real numbers")
-    size, offset = grid.in_nanometers(voxel_size_nm, where)
+    size, offset, corner = grid.in_nanometers(voxel_size_nm, where)
     shape = (array.shape[order[0]], array.shape[order[1]], array.shape[order[2]])
     if min(shape) < 1:
         raise InputError(f"{where} is empty: its shape is {array.shape}")
-    metadata = VolumeMetadata(shape, array.dtype.name, size, offset)
+    metadata = VolumeMetadata(shape, array.dtype.name, size, offset, corner)
     return Volume(location.url, metadata, array, order)
 
 

@@ -26,19 +26,27 @@ class VoxelGrid:
     Args:
         axes: one name per axis of the array, among z, y, x, c, t; z, y and x are there.
         scale: voxel size along z, y, x in ``units``; None where the file does not say.
-        translation: position of the centre of voxel (0, 0, 0) along z, y, x, in ``units``.
+        translation: position of the centre of voxel (0, 0, 0) along z, y, x, in ``units``; None
+            where the file does not say.
         units: unit along z, y, x; None where the file does not say.
+        corner: position of the corner of voxel (0, 0, 0), for formats that count from corners; in
+            ``units``, and from the same point for all volumes that have one.
     """
 
     axes: tuple[str, ...]
     scale: Triple | None = None
-    translation: Triple = (0.0, 0.0, 0.0)
+    translation: Triple | None = None
     units: tuple[str | None, str | None, str | None] = ("nm", "nm", "nm")
+    corner: Triple | None = None
 
-    def in_nanometers(self, explicit: Sequence[float] | None, where: str) -> tuple[Triple, Triple]:
-        """Voxel size and position of voxel (0, 0, 0) in nm, zyx.
+    def in_nanometers(
+        self, explicit: Sequence[float] | None, where: str
+    ) -> tuple[Triple, Triple, Triple | None]:
+        """Voxel size, position of voxel (0, 0, 0) and that of its corner in nm, zyx.
 
         An explicit voxel size replaces the file's; the position then keeps its number of voxels.
+        A file that states no position lies at 0, with its corner as with its first voxel's centre:
+        what it is compared with decides. One that states a centre has no corner.
 
         Args:
             explicit: voxel size in nm given by the user, or None.
@@ -51,14 +59,19 @@ class VoxelGrid:
             size = _triple(explicit)
             _check_positive(size, f"voxel_size_nm of {where}")
             scale = size if self.scale is None else self.scale
-            return size, _scaled(
-                self.translation, [e / s for e, s in zip(size, scale, strict=True)]
-            )
+            return size, *self._positions([e / s for e, s in zip(size, scale, strict=True)])
         if self.scale is None:
             raise InputError(f"{where} has no voxel size; give voxel_size_nm in the datalist")
         _check_positive(self.scale, f"the voxel size in {where}")
         factors = [_nanometers(unit, where) for unit in self.units]
-        return _scaled(self.scale, factors), _scaled(self.translation, factors)
+        return _scaled(self.scale, factors), *self._positions(factors)
+
+    def _positions(self, factors: Sequence[float]) -> tuple[Triple, Triple | None]:
+        """Position of the first voxel's centre, and of its corner, times these factors."""
+        if self.translation is None:
+            return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+        corner = None if self.corner is None else _scaled(self.corner, factors)
+        return _scaled(self.translation, factors), corner
 
 
 def zyx_order(axes: Sequence[str], shape: Sequence[int], where: str) -> tuple[int, int, int]:

@@ -119,7 +119,7 @@ def plain_grid(attributes: Json, ndim: int, names: Sequence[str] | None = None) 
     return VoxelGrid(
         axes,
         None if scale is None else pick_zyx(_floats(scale), space),
-        pick_zyx(_floats(attributes.get("offset", (0, 0, 0))), space),
+        pick_zyx(_floats(attributes["offset"]), space) if "offset" in attributes else None,
         pick_zyx([units] * 3 if isinstance(units, str) else list(units), space),
     )
 
@@ -219,6 +219,7 @@ def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
     axes = [{"name": a} if isinstance(a, str) else a for a in multiscale["axes"]]
     names = tuple(str(a["name"]).lower() for a in axes)
     scale, translation, scaled = [1.0] * len(axes), [0.0] * len(axes), False
+    moved = False
     for transform in (
         *level.get("coordinateTransformations", ()),
         *multiscale.get("coordinateTransformations", ()),
@@ -229,7 +230,7 @@ def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
             scale = [s * f for s, f in zip(scale, factors, strict=True)]
             translation = [t * f for t, f in zip(translation, factors, strict=True)]
         elif kind == "translation":
-            moves = _floats(transform["translation"])
+            moves, moved = _floats(transform["translation"]), True
             translation = [t + m for t, m in zip(translation, moves, strict=True)]
         elif kind != "identity":
             raise InputError(f"{where} has the unsupported coordinate transformation '{kind}'")
@@ -238,7 +239,7 @@ def _multiscale_grid(multiscale: Json, level: Json, where: str) -> VoxelGrid:
     return VoxelGrid(
         names,
         pick_zyx(scale, names) if scaled else None,
-        pick_zyx(translation, names),
+        pick_zyx(translation, names) if moved else None,
         pick_zyx([a.get("unit") for a in axes], names),
     )
 

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 from funlib.geometry import Roi
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from custom.datalist import DatalistEntry, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.volumes import create_ome_zarr_array
+from tests.written_volumes import write_n5, write_precomputed
 
 SIZE = (30.5, 4.0, 4.25)
 RAW_SHAPE = (6, 9, 13)
@@ -265,7 +268,7 @@ def test_rounding_in_positions_is_forgiven(data: Path) -> None:
         ),
         (
             lambda p: labelled(labels=write(p, "fine", LABELS, size=(30.5, 4.0, 2.0))),
-            "labels '.*fine' has voxel size .* they must be equal",
+            "labels '.*fine' has voxels of .* finer than raw's of .* downsample the labels",
         ),
         (
             lambda p: labelled(roi=box((0, 0, 1), LABEL_SHAPE)),
@@ -402,3 +405,162 @@ def test_real_data_opens_with_its_labels(shared_data: Path, tmp_path: Path) -> N
     assert annotated[:6].all()
     assert not annotated[6:].any()
     assert labels[:6].any()
+
+
+# ---------------------------------------------------------------- raw finer than labels
+
+COARSE = (61.0, 6.0, 12.75)  # 2, 1.5 and 3 voxels of raw
+WIDE = np.random.default_rng(3).integers(1, 9, (2, 3, 2)).astype(np.uint16)
+
+
+def centred(ratio: Sequence[float], corner: Sequence[float]) -> list[float]:
+    """Centre of a voxel whose corner is so many voxels of raw behind raw's."""
+    return [c + (r - 1) / 2 for r, c in zip(ratio, corner, strict=True)]
+
+
+def finer(folder: Path, corner: Sequence[float] = (2, 1.5, 4), **fields: Any) -> dict[str, Any]:
+    """An entry with labels of COARSE voxels."""
+    ratio = np.divide(COARSE, SIZE)
+    labels = write(folder, "coarse", WIDE, centred(ratio, corner), COARSE)
+    return entry(labels=labels, **fields)
+
+
+def test_labels_coarser_than_raw_give_the_voxel_grid(data: Path, tmp_path: Path) -> None:
+    fields = finer(tmp_path, raw=str(data / "x.zarr/raw"))
+    found = opened(tmp_path, fields)
+    assert found.voxel_size_nm == COARSE
+    assert found.labels_offset == (1, 1, 1)
+    assert found.raw.metadata.shape == (3, 6, 4)  # from corner (0, 0, 1) of raw on
+    assert found.roi == Roi((1, 1, 1), WIDE.shape)
+    assert found.source.metadata.shape == RAW_SHAPE
+    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 1]
+    for axis in range(3):
+        here, there = found.raw.metadata, found.labels.metadata  # type: ignore[union-attr]
+        assert there.offset_nm[axis] == pytest.approx(here.offset_nm[axis] + COARSE[axis])
+    labels, annotated = found.read_labels(found.roi)
+    assert annotated.all()
+    np.testing.assert_array_equal(labels, WIDE)
+    values = found.read_raw(Roi((1, 1, 1), (1, 2, 3)))
+    assert values.dtype == RAW.dtype
+    np.testing.assert_array_equal(values, found.read_raw(found.raw.metadata.roi)[1:2, 1:3, 1:4])
+
+
+def test_a_mask_has_the_voxel_size_of_labels(data: Path, tmp_path: Path) -> None:
+    ratio = np.divide(COARSE, SIZE)
+    fields = finer(tmp_path, raw=str(data / "x.zarr/raw"))
+    mask = np.zeros(WIDE.shape, np.uint8)
+    mask[1, 2, 0] = 1
+    fields["mask"] = write(tmp_path, "mask", mask, centred(ratio, (2, 1.5, 4)), COARSE)
+    found = opened(tmp_path, fields)
+    assert found.mask_offset == found.labels_offset
+    np.testing.assert_array_equal(found.read_labels(found.roi)[1], mask)
+    fields["mask"] = str(write(tmp_path, "fine_mask", np.ones(RAW_SHAPE, np.uint8)))
+    with pytest.raises(InputError, match=r"raw and labels are used at .* they must be equal, res"):
+        opened(tmp_path, fields)
+
+
+def test_without_labels_their_voxel_size_gives_the_grid(data: Path) -> None:
+    sizes = {"voxel_size_nm": {"labels": list(COARSE)}}
+    found = opened(data, entry(roi=box((1, 0, 2), (1, 2, 2)), **sizes))
+    assert found.voxel_size_nm == COARSE
+    assert found.raw.metadata.shape == (3, 6, 4)
+    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0], "corners coincide"
+    assert found.roi == Roi((1, 0, 2), (1, 2, 2))
+    with pytest.raises(InputError, match=r"sticks out of raw, whose shape is \[3, 6, 4\]"):
+        opened(data, entry(roi=box((2, 0, 0), (2, 1, 1)), **sizes))
+    with pytest.raises(
+        InputError, match=r"voxel_size_nm\.labels has voxels of .* finer than raw's"
+    ):
+        opened(data, entry(voxel_size_nm={"labels": [30.5, 4, 4]}))
+
+
+def without_position(kind: str, folder: Path, values: NDArray[Any], size: Sequence[float]) -> str:
+    """A file that says no more than its voxel size, and the first not even that."""
+    name = f"{kind}-{values.dtype}"
+    if kind == "npy":
+        np.save(folder / f"{name}.npy", values)
+        return f"{name}.npy"
+    if kind == "h5":
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.create_dataset("values", data=values).attrs["resolution"] = list(size)
+        return f"{name}.h5/values"
+    if kind == "n5":
+        resolution = {"unit": "nm", "dimensions": list(size[::-1])}
+        return str(write_n5(folder / f"{name}.n5" / "x", values, pixelResolution=resolution))
+    group = zarr.open_group(folder / f"{name}.zarr", mode="w", zarr_format=2)
+    group.create_array("s0", data=values)
+    scale = {"path": "s0", "coordinateTransformations": [{"type": "scale", "scale": list(size)}]}
+    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [scale]}]
+    return f"{name}.zarr"
+
+
+@pytest.mark.parametrize("kind", ["npy", "h5", "n5", "ome"])
+def test_files_without_a_position_share_their_corner(tmp_path: Path, kind: str) -> None:
+    fields = {
+        "id": "a",
+        "raw": without_position(kind, tmp_path, RAW, SIZE),
+        "labels": without_position(kind, tmp_path, WIDE, COARSE),
+    }
+    if kind == "npy":
+        fields["voxel_size_nm"] = {"raw": list(SIZE), "labels": list(COARSE)}  # type: ignore[assignment]
+    found = opened(tmp_path, fields)
+    assert found.labels_offset == (0, 0, 0)
+    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0]
+    assert found.raw.metadata.offset_nm == pytest.approx((30.5 / 2, 1, 4.25))
+    np.testing.assert_array_equal(found.read_labels(found.roi)[0], WIDE)
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_a_file_without_a_position_fits_one_with_it(tmp_path: Path, with_labels: bool) -> None:
+    """As voxels of one size do: the position 0 is that of corners here, and of centres there."""
+    array = create_ome_zarr_array(
+        tmp_path / "x.zarr", "raw", RAW_SHAPE, "uint8", "zyx", SIZE, (0, 0, 0), (4,) * 3, {}
+    )
+    array.write(RAW).result()
+    for name in ("labels", "mask"):
+        np.save(tmp_path / f"{name}.npy", WIDE)
+    fields = entry(mask="mask.npy", voxel_size_nm={"raw": list(SIZE), "labels": list(COARSE)})
+    if with_labels:
+        fields["labels"] = "labels.npy"
+    found = opened(tmp_path, fields)
+    assert found.labels_offset == found.mask_offset == (0, 0, 0)
+    assert [axis.edge(0) for axis in found.raw_axes] == [0, 0, 0]
+    assert found.raw.metadata.shape == (3, 6, 4)
+
+
+def test_stated_positions_are_centres(tmp_path: Path) -> None:
+    """Labels that are every second voxel of raw, from the first on: nothing may move."""
+    values = np.zeros((1, 1, 20), np.float32)
+    values[0, 0, 8] = 1
+    raw = write(tmp_path, "raw", values)
+    labels = write(
+        tmp_path, "labels", (values[:, :, ::2] + 1).astype(np.uint8), size=(*SIZE[:2], 8.5)
+    )
+    found = opened(tmp_path, {"id": "a", "raw": raw, "labels": labels})
+    assert found.labels_offset == (0, 0, 0)
+    assert found.read_raw(found.roi).argmax() == found.read_labels(found.roi)[0].argmax() == 4
+
+
+def test_precomputed_volumes_share_their_corner(tmp_path: Path) -> None:
+    write_precomputed(tmp_path / "raw", ("8", RAW, SIZE, (1, 0, 2)))
+    write_precomputed(tmp_path / "labels", ("16", WIDE, COARSE, (1, 0, 1)))
+    found = opened(tmp_path, {"id": "a", "raw": "raw", "labels": "labels"})
+    assert [axis.edge(0) for axis in found.raw_axes] == [-1, 0, 1]
+    assert found.labels_offset == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("begin", "overlap"), [((2, 0, 0), False), ((1, 0, 0), True)])
+def test_rois_of_unequal_voxels_overlap_in_space(
+    data: Path, tmp_path: Path, begin: tuple[int, int, int], overlap: bool
+) -> None:
+    raw = str(data / "x.zarr/raw")
+    training = finer(tmp_path, (0, 0, 0), raw=raw, roi=box((0, 0, 0), (1, 3, 2)))  # 2 sections
+    validation = {**training, "id": "b", "roi": box(begin, (1, 9, 13))}
+    validation |= {"labels": write(tmp_path, "fine", np.ones_like(RAW))}
+    path = save(tmp_path, training=[training], validation=[validation])
+    if not overlap:
+        assert parse_datalist(path).validation
+        return
+    with pytest.raises(InputError, match=r"overlaps .*\[1:2, 0:5, 0:6\] \(1, 5, 6\) \(raw voxels"):
+        parse_datalist(path)

@@ -25,6 +25,7 @@ BOTTOM = {
     "precomputed_metadata",
     "volumes",
     "voxel_grid",
+    "working_grid",
     "zarr_metadata",
 }
 MIDDLE = {"features", "losses", "metrics", "networks", "segmentation", "targets"}

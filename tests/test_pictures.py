@@ -60,6 +60,16 @@ def test_a_split_is_a_new_id_and_a_merge_one_id_over_both() -> None:
     assert set(matched[5:]) == {2}
 
 
+def test_ids_of_64_bits_are_matched_and_have_colours_of_their_own() -> None:
+    first = 2**63 + 40
+    truth = np.array([0, *[first + n for n in range(4)], 1], dtype=np.uint64)
+    found = truth[::-1].copy()
+    matched = matched_to_truth(truth, found)
+    np.testing.assert_array_equal(matched[1:5], truth[1:5])
+    assert matched[0] == 2 and matched[5] == 0
+    assert len(np.unique(label_colours(truth), axis=0)) == 6
+
+
 def test_neither_zero_of_truth_nor_of_segmentation_is_matched() -> None:
     truth = np.array([0, 0, 0, 7, 7])
     found = np.array([5, 5, 5, 0, 0])

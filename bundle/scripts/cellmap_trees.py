@@ -27,15 +27,20 @@ SAME_SIZE = 1e-3  # relative: what is rounded away when a voxel size is typed
 
 
 def cellmap_entries(
-    trees: Sequence[Path], label_class: str, size: Triple, em: str = ""
+    trees: Sequence[Path],
+    label_class: str,
+    size: Triple,
+    em: str = "",
+    raw_size: Triple | None = None,
 ) -> tuple[list[DatalistEntry], list[str]]:
     """Annotated crops of CellMap trees.
 
     Args:
         trees: folders with ``recon-1`` in them.
         label_class: class whose instances are the labels.
-        size: voxel size of raw and labels, zyx, in nm.
+        size: voxel size of labels, zyx, in nm.
         em: name of raw; "" where there is only one.
+        raw_size: voxel size of raw, which may be finer; None for that of labels.
 
     Returns:
         The entries, and for every crop with this class that cannot be used a sentence why.
@@ -45,7 +50,8 @@ def cellmap_entries(
     """
     entries, left_out = [], []
     crops = _annotated(trees, label_class)
-    raws = {tree: _level(_em(tree, em), size) for tree in dict.fromkeys(tree for tree, _ in crops)}
+    found = dict.fromkeys(tree for tree, _ in crops)
+    raws = {tree: _level(_em(tree, em), raw_size or size) for tree in found}
     for tree, crop in crops:
         name = entry_id(f"{tree.name.removesuffix('.zarr')}-{crop.name}")
         try:
@@ -104,7 +110,8 @@ def _level(group: Path, size: Triple) -> Path:
     there = ", ".join(" x ".join(f"{s:g}" for s in found) for found in sizes.values())
     raise InputError(
         f"{group} has no level with voxels of {' x '.join(f'{s:g}' for s in size)} nm, "
-        f"but {there or 'no levels at all'}; raw and labels need one in common"
+        f"but {there or 'no levels at all'}; name one with --voxel_size_nm (of raw alone: "
+        f"--raw_voxel_size_nm)"
     )
 
 

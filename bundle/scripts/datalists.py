@@ -59,6 +59,7 @@ def pairs(
     images: str = "images/*.tif",
     labels: str = "labels/*.tif",
     voxel_size_nm: str = "",
+    raw_voxel_size_nm: str = "",
     validation: str = "",
     test: str = "",
     seed: str = "0",
@@ -75,15 +76,27 @@ def pairs(
         images: pattern with one *, such as "*_raw.tif".
         labels: pattern with one *, such as "*_cells.tif".
         voxel_size_nm: one number or z,y,x; needed where the files have none, wins where they do.
+        raw_voxel_size_nm: the same for images that are finer than their labels.
         validation: ids (with commas; * stands for anything), or a fraction of all.
         test: the same; what is in neither is for training.
         seed: decides which a fraction takes.
         unknown: refused.
     """
-    known = ("images", "labels", "voxel_size_nm", "validation", "test", "seed")
+    known = (
+        "images",
+        "labels",
+        "voxel_size_nm",
+        "raw_voxel_size_nm",
+        "validation",
+        "test",
+        "seed",
+    )
     with _one_sentence(unknown, *known):
         size = _voxel_size(voxel_size_nm) if voxel_size_nm else None
-        entries = pair_entries(_absolute(folder), images, labels, size)
+        raw_size = size
+        if raw_voxel_size_nm:
+            raw_size = _voxel_size(raw_voxel_size_nm, "raw_voxel_size_nm")
+        entries = pair_entries(_absolute(folder), images, labels, size, raw_size)
         write_datalist(_inputs_and_output((folder, out))[1], entries, Split(validation, test, seed))
 
 
@@ -92,6 +105,7 @@ def cellmap(
     *paths: str,
     label_class: str,
     voxel_size_nm: str,
+    raw_voxel_size_nm: str = "",
     em: str = "",
     validation: str = "",
     test: str = "",
@@ -101,23 +115,36 @@ def cellmap(
     """Datalist of the annotated crops of CellMap trees.
 
     The levels of raw (recon-1/em/<em>) and of a crop's labels
-    (recon-1/labels/groundtruth/<crop>/<class>) that have the voxel size go together. The ids are
-    <tree>-<crop>. Crops that cannot be used are printed with the reason.
+    (recon-1/labels/groundtruth/<crop>/<class>) that have the voxel size go together, or a finer
+    level of raw. The ids are <tree>-<crop>. Crops that cannot be used are printed with the reason.
 
     Args:
         paths: the trees, folders with recon-1 in them, and last the datalist to write.
         label_class: annotated class whose instances are the labels.
         voxel_size_nm: one number or z,y,x.
+        raw_voxel_size_nm: the same for raw, where a finer level of it is wanted.
         em: name of the raw volume where a tree has several.
         validation: ids (with commas; * stands for anything), or a fraction of all.
         test: the same; what is in neither is for training.
         seed: decides which a fraction takes.
         unknown: refused.
     """
-    known = ("label_class", "voxel_size_nm", "em", "validation", "test", "seed")
+    known = (
+        "label_class",
+        "voxel_size_nm",
+        "raw_voxel_size_nm",
+        "em",
+        "validation",
+        "test",
+        "seed",
+    )
     with _one_sentence(unknown, *known):
         trees, out = _inputs_and_output(paths)
-        entries, left_out = cellmap_entries(trees, label_class, _voxel_size(voxel_size_nm), em)
+        size = _voxel_size(voxel_size_nm)
+        raw_size = (
+            _voxel_size(raw_voxel_size_nm, "raw_voxel_size_nm") if raw_voxel_size_nm else None
+        )
+        entries, left_out = cellmap_entries(trees, label_class, size, em, raw_size)
         write_datalist(out, entries, Split(validation, test, seed))
         for reason in left_out:
             print(f"left out: {reason}")
@@ -168,9 +195,16 @@ def cremi_entries(files: Sequence[Path]) -> list[DatalistEntry]:
 
 
 def pair_entries(
-    folder: Path, images: str, labels: str, size: Triple | None
+    folder: Path, images: str, labels: str, size: Triple | None, raw_size: Triple | None
 ) -> list[DatalistEntry]:
     """One entry for every image and the labels that belong to it.
+
+    Args:
+        folder: where both patterns start.
+        images: pattern with one ``*``.
+        labels: the same.
+        size: voxel size of the labels; None for that in the files.
+        raw_size: the same for the images.
 
     Raises:
         InputError: none at all, or some lack their other half; a pattern without its one ``*``.
@@ -194,7 +228,7 @@ def pair_entries(
             entry_id(key),
             str(path),
             str(found[labels][key]),
-            raw_voxel_size_nm=size,
+            raw_voxel_size_nm=raw_size,
             labels_voxel_size_nm=size,
         )
         for key, path in found[images].items()
@@ -216,7 +250,7 @@ def _matches(folder: Path, pattern: str) -> dict[str, Path]:
     return found
 
 
-def _voxel_size(text: str) -> Triple:
+def _voxel_size(text: str, option: str = "voxel_size_nm") -> Triple:
     """One number for all axes, or z,y,x."""
     try:
         numbers = [float(part) for part in text.strip("()[] ").split(",")]
@@ -225,8 +259,8 @@ def _voxel_size(text: str) -> Triple:
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise InputError(f"--voxel_size_nm must be one number or z,y,x, got '{text}'")
-    return voxel_size(numbers, "--voxel_size_nm")
+        raise InputError(f"--{option} must be one number or z,y,x, got '{text}'")
+    return voxel_size(numbers, f"--{option}")
 
 
 def _inputs_and_output(paths: Sequence[str]) -> tuple[list[Path], Path]:

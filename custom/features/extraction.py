@@ -20,6 +20,7 @@ from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
 from custom.features.upsampling import GuidedUpsampler
 from custom.planes import NORMAL_AXIS
+from custom.working_grid import RawAxes, filtered, same_axes
 
 SLAB = 16  # slices; caches are chunked alike, so that a slab is whole chunks
 SLAB_BYTES = (
@@ -36,8 +37,10 @@ class RawBox:
     Args:
         read: returns the raw voxels (D, H, W) of any box inside the volume.
         volume_shape: of the whole volume, zyx.
-        roi: the box whose features are wanted, raw voxels.
+        roi: the box whose features are wanted, voxels of the volume.
         intensity_window: grey values that are mapped to 0 and 1.
+        raw_axes: where raw is finer than the volume's grid; ``read`` then takes boxes of finer
+            voxels.
 
     Raises:
         ValueError: the box is empty or not inside the volume, or the window is empty.
@@ -47,6 +50,7 @@ class RawBox:
     volume_shape: tuple[int, int, int]
     roi: Roi
     intensity_window: IntensityWindow
+    raw_axes: RawAxes | None = None
 
     def __post_init__(self) -> None:
         total = Roi((0, 0, 0), self.volume_shape)
@@ -93,7 +97,9 @@ class PlaneExtraction:
         self.box = box
         self.backbone = backbone
         self.spec = spec
-        self.lattice = plane_lattice(spec, box.volume_shape, box.roi, plane)
+        raw_axes = box.raw_axes or same_axes(box.volume_shape)
+        self.lattice = plane_lattice(spec, box.volume_shape, box.roi, plane, raw_axes)
+        self._along_normal = raw_axes[NORMAL_AXIS[plane]]
         self.shape = (spec.channels, *self.lattice.shape)
         self.windows_per_slice = len(self.lattice.windows[0]) * len(self.lattice.windows[1])
         self._device = next(backbone.parameters()).device
@@ -148,10 +154,14 @@ class PlaneExtraction:
     def _thickness(self) -> int:
         """Slices per slab: SLAB, more to fill one forward pass, less (16, 8, 4 ...) for memory."""
         rows, columns = (self._span(tables) for tables in (self._rows, self._columns))
-        voxels = len(rows) * len(columns) * self.lattice.normal.step  # slices between are read, too
+        raw = self._along_normal
+        slices = self.lattice.normal.step * raw.ratio  # those between are read, too
+        voxels, around = len(rows) * len(columns) * slices, 0.0
+        if not raw.is_raw:  # finer ones are there beside what they become, and a margin is read
+            voxels, around = voxels + len(rows) * len(columns), 2 * voxels
         per_slice = 4 * (voxels + self.shape[0] * self.shape[2] * self.shape[3])
         thickness = SLAB * -(-self._at_once // SLAB)
-        while thickness > 1 and thickness * per_slice > SLAB_BYTES:
+        while thickness > 1 and thickness * per_slice + 4 * around > SLAB_BYTES:
             thickness = thickness // 2 if thickness <= SLAB else SLAB
         return thickness
 
@@ -194,13 +204,18 @@ class PlaneExtraction:
     def _read(self, begin: int, end: int) -> tuple[NDArray[np.float32], range, range]:
         """Slab of raw in [0, 1], its normal first, and the voxels that it spans in its plane."""
         spans = [self._span(self._rows), self._span(self._columns)]
-        slices = self.lattice.normal[begin:end]
+        slices, weights = self._along_normal.taps(self.lattice.normal[begin:end])
+        first, last = int(slices.min()), int(slices.max())
         normal = NORMAL_AXIS[self.lattice.plane]
         extents = [*spans]
-        extents.insert(normal, range(slices[0], slices[-1] + 1))
+        extents.insert(normal, range(first, last + 1))
         roi = Roi([e.start for e in extents], [len(e) for e in extents])
-        raw = np.moveaxis(self.box.read(roi), normal, 0)[:: slices.step]
-        return to_unit_range(raw, self.box.intensity_window), spans[0], spans[1]
+        raw = np.moveaxis(self.box.read(roi), normal, 0)
+        window = self.box.intensity_window
+        if self._along_normal.is_raw:
+            return to_unit_range(raw[:: self.lattice.normal.step], window), spans[0], spans[1]
+        unit = to_unit_range(raw, window)
+        return filtered(unit, 0, slices - first, weights), spans[0], spans[1]
 
     def _placement(
         self, row: int, column: int
@@ -233,19 +248,21 @@ def extract_planes(
     intensity_window: IntensityWindow,
     windows_at_once: int | None = None,
     progress: bool = False,
+    raw_axes: RawAxes | None = None,
 ) -> dict[str, PlaneGrid]:
     """Plane grids of a box of a volume, in memory.
 
     Args:
         read: returns the raw voxels (D, H, W) of any box inside the volume.
         volume_shape: of the whole volume, zyx.
-        roi: the box whose features are wanted, raw voxels.
+        roi: the box whose features are wanted, voxels of the volume.
         backbone: the one that ``spec`` was made with.
         spec: see ``make_spec``.
         intensity_window: grey values that are mapped to 0 and 1.
         windows_at_once: batch size of the forward pass; ``None`` for as many as fit into
             memory. Halved when it runs out.
         progress: show a progress bar.
+        raw_axes: where raw is finer than the volume's grid, see ``RawBox``.
 
     Returns:
         Per plane of ``spec``, in its ``float_dtype``, on the CPU; (C, d, h, w) in zyx order.
@@ -255,7 +272,7 @@ def extract_planes(
         InputError: features are not finite.
     """
     depth, height, width = volume_shape
-    box = RawBox(read, (depth, height, width), roi, intensity_window)
+    box = RawBox(read, (depth, height, width), roi, intensity_window, raw_axes)
     planes = {
         plane: PlaneExtraction(box, backbone, spec, plane, windows_at_once) for plane in spec.planes
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from custom.features.spec import FeatureSpec
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
+from custom.working_grid import RawAxes, RawAxis, triangle
 
 _ROUNDING = 1e-6  # patches; 250 * 2.016 / 14 is 36 patches, not 37
 
@@ -53,6 +54,7 @@ class AxisLattice:
         overlap: pixels, a multiple of ``patch_size`` below ``window``.
         stride: pixels between patches, a divisor of ``patch_size``.
         finer: entries per patch; more than 1 only with ``stride`` equal to ``patch_size``.
+        raw: what pixels are read off, where raw is finer than the volume's grid.
     """
 
     size: int
@@ -62,6 +64,7 @@ class AxisLattice:
     overlap: int
     stride: int
     finer: int = 1
+    raw: RawAxis | None = None
 
     @property
     def step(self) -> float:
@@ -154,26 +157,23 @@ class AxisLattice:
         return moved + index * (self.window - self.overlap)
 
     def resampling(self, window: int) -> tuple[range, Tensor]:
-        """How one window's pixels are read off the voxels: linear, with an antialiasing triangle.
+        """How one window's pixels are read off raw: linear, with an antialiasing triangle.
 
         Returns:
-            voxels: those that are needed, all inside the volume.
+            voxels: those of raw that are needed, all inside it.
             matrix: (window, voxels) float32, rows sum to 1.
         """
+        raw = self.raw or RawAxis(self.size)
         first = self._first_pixel(window)
         pixels = torch.arange(first, first + self.window, dtype=torch.float64)
-        centres = (pixels + 0.5) / self.pixels_per_voxel - 0.5
-        reach = max(1.0, 1 / self.pixels_per_voxel)  # a triangle as wide as a pixel when shrinking
-        taps = torch.arange(
-            math.floor(centres[0].item() - reach), math.ceil(centres[-1].item() + reach) + 1
-        )
-        weights = (1 - (taps - centres[:, None]).abs() / reach).clamp(min=0)
-        weights /= weights.sum(1, keepdim=True)
-        used = weights.sum(0) > 0
-        voxels = _reflected(taps[used], self.size)
-        low, high = int(voxels.min()), int(voxels.max()) + 1
+        centres = raw.places((pixels + 0.5) / self.pixels_per_voxel - 0.5)
+        # a triangle as wide as a pixel when shrinking
+        reach = max(1.0, raw.ratio / self.pixels_per_voxel)
+        voxels, weights = triangle(centres, reach, raw.size)
+        used = voxels[weights > 0]
+        low, high = int(used.min()), int(used.max()) + 1
         matrix = torch.zeros(self.window, high - low, dtype=torch.float64)
-        matrix.index_add_(1, voxels - low, weights[:, used])
+        matrix.scatter_add_(1, (voxels - low).clamp(0, high - low - 1), weights)
         return range(low, high), matrix.float()
 
 
@@ -214,7 +214,11 @@ class PlaneLattice:
 
 
 def plane_lattice(
-    spec: FeatureSpec, volume_shape: Sequence[int], roi: Roi, plane: str
+    spec: FeatureSpec,
+    volume_shape: Sequence[int],
+    roi: Roi,
+    plane: str,
+    raw_axes: RawAxes | None = None,
 ) -> PlaneLattice:
     """Lattice of the features of one plane over a box.
 
@@ -223,6 +227,7 @@ def plane_lattice(
         volume_shape: voxels of the whole raw volume, which anchors the lattice, zyx.
         roi: the box, raw voxels, inside the volume.
         plane: "xy", "xz" or "yz".
+        raw_axes: raw, where it is finer than the volume's grid.
     """
     normal = NORMAL_AXIS[plane]
     every = spec.slice_step_of(plane)
@@ -244,6 +249,7 @@ def plane_lattice(
             spec.overlap,
             spec.stride,
             finer=spec.refinement[axis],
+            raw=None if raw_axes is None else raw_axes[axis],
         )
         wanted = lattice.patches_for(offset, size)
         start[axis] = lattice.corner + wanted.start * lattice.step - offset
@@ -265,11 +271,3 @@ def _slices(size: int, voxels: range, every: int) -> range:
     first = voxels.start // every
     last = min(-(-(voxels.stop - 1) // every), (size - 1) // every)
     return range(first * every, last * every + 1, every)
-
-
-def _reflected(index: Tensor, size: int) -> Tensor:
-    """Voxel that stands in for ``index``, mirrored at both ends as often as needed."""
-    if size == 1:
-        return torch.zeros_like(index)
-    index = index.remainder(2 * (size - 1))
-    return torch.minimum(index, 2 * (size - 1) - index)

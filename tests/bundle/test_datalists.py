@@ -215,6 +215,23 @@ def test_an_image_and_its_labels_have_the_same_text_at_the_star(
         assert entry.raw_voxel_size_nm == entry.labels_voxel_size_nm == (40, 8, 8)
 
 
+def test_images_may_be_finer_than_their_labels(tmp_path: Path) -> None:
+    folder = write_pairs(tmp_path / "data", ["images/a.tif"], ["labels/a.tif"])
+    tifffile.imwrite(
+        folder / "images/a.tif", np.zeros((3, 8, 10), np.uint8), photometric="minisblack"
+    )
+    out = tmp_path / "x.json"
+    sizes = {"voxel_size_nm": "40,8,8", "raw_voxel_size_nm": "40,4,4"}
+    datalists.pairs(str(folder), str(out), **sizes)
+    entry = parse_datalist(out).training[0]
+    assert (entry.raw_voxel_size_nm, entry.labels_voxel_size_nm) == ((40, 4, 4), (40, 8, 8))
+    opened = open_entry(entry)
+    assert (opened.raw.metadata.shape, opened.labels_offset) == ((3, 4, 5), (0, 0, 0))
+    sizes["raw_voxel_size_nm"] = "four"
+    sentence = refused(lambda: datalists.pairs(str(folder), str(out), **sizes))
+    assert "--raw_voxel_size_nm must be one number or z,y,x, got 'four'" in sentence
+
+
 def test_files_without_their_other_half_are_all_listed(tmp_path: Path) -> None:
     write_pairs(tmp_path, ["images/a.tif", "images/b.tif"], ["labels/b.tif", "labels/c.tif"])
     sentence = refused(lambda: datalists.pairs(str(tmp_path), f"{tmp_path}/x.json"))
@@ -333,6 +350,26 @@ def test_crops_become_entries_at_the_levels_with_the_voxel_size(tmp_path: Path) 
     assert opened.labels_offset == (2, 2, 2)
 
 
+def test_a_finer_level_of_raw_is_placed_by_its_position(tmp_path: Path) -> None:
+    """Levels lie by fractions of a voxel apart, and so do crops."""
+    tree, out = write_tree(tmp_path / "a.zarr"), tmp_path / "mito.json"
+    write_crop(tree, "crop3", offset=(-1.0, -2, -1.5))
+    sizes = {"voxel_size_nm": "20,16,12", "raw_voxel_size_nm": "10,8,6"}
+    datalists.cellmap(str(tree), str(out), label_class="mito", **sizes)
+    entries = {entry.id: open_entry(entry) for entry in parse_datalist(out).training}
+    for opened in entries.values():
+        assert opened.entry.raw == str(tree / "recon-1/em/fibsem-uint8/s0")
+        assert opened.voxel_size_nm == (20, 16, 12)
+        assert [axis.ratio for axis in opened.raw_axes] == [2, 2, 2]
+        assert opened.labels is not None
+        labels, first = opened.labels.metadata.offset_nm, opened.raw.metadata.offset_nm
+        apart = [o * v for o, v in zip(opened.labels_offset, opened.voxel_size_nm, strict=True)]
+        assert labels == pytest.approx([f + a for f, a in zip(first, apart, strict=True)])
+    assert entries["a-crop2"].labels_offset == (2, 2, 2)
+    assert entries["a-crop2"].raw_axes[0].edge(0) == 0
+    assert entries["a-crop3"].raw_axes[0].edge(0) == pytest.approx(0.15)  # of 10 nm
+
+
 def test_several_trees_go_into_one_datalist(tmp_path: Path) -> None:
     trees = [str(write_tree(tmp_path / name)) for name in ("a.zarr", "b.zarr")]
     out = tmp_path / "mito.json"
@@ -389,6 +426,8 @@ def test_instances_by_cellmaps_own_metadata_are_taken(tmp_path: Path) -> None:
         ({"label_class": "mitos"}, "is annotated for 'mitos'; did you mean 'mito'"),
         ({"voxel_size_nm": "9"}, "no level with voxels of 9 x 9 x 9 nm, but 10 x 8 x 6, 20 x 16"),
         ({"voxel_size_nm": "5,4,3"}, "no level with voxels of 5 x 4 x 3 nm, but 10 x 8 x 6"),
+        ({"raw_voxel_size_nm": "5,4,3"}, "no level with voxels of 5 x 4 x 3 nm, but 10 x 8 x 6"),
+        ({"raw_voxel_size_nm": "20,16,12"}, "may be finer than labels but not coarser"),
         ({"em": "tem"}, "recon-1/em has no 'tem'; known are fibsem-uint8"),
         ({"label_class": "nuc"}, "no crop with 'nuc' can be used"),
     ],

@@ -19,6 +19,7 @@ from custom.features.spec import FeatureSpec, load_backbone_and_spec
 from custom.features.triplane import upsample
 from custom.planes import NORMAL_AXIS, PLANES
 from custom.volumes import open_volume
+from custom.working_grid import RawAxes, RawAxis, filtered
 
 SHAPE = (9, 14, 11)
 WINDOW = (20.0, 220.0)
@@ -455,6 +456,182 @@ def test_a_progress_bar_counts_windows(
     assert "9/9" in captured.err and not captured.out
     extract_planes(reader(raw), SHAPE, roi, backbone, spec_of(backbone), WINDOW)
     assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------- raw finer than the volume's grid
+
+FINE_SHAPE = (19, 23, 40)
+GRID = (9, 15, 13)
+AXES = (RawAxis(19, 2, 0.8), RawAxis(23, 1.5, 0.25), RawAxis(40, 3, 1))
+
+
+@pytest.fixture
+def fine() -> NDArray[np.uint8]:
+    return np.random.default_rng(4).integers(0, 256, FINE_SHAPE, dtype=np.uint8)
+
+
+class Camera(PatchMeans):
+    """Keeps the images that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.images.append(images[:, 0] * 0.2 + 0.3)
+        return super().forward(images)
+
+
+def test_the_backbone_sees_the_pixels_of_finer_raw_as_they_are() -> None:
+    backbone: Any = Camera()
+    raw = np.random.default_rng(5).integers(0, 256, (3, 16, 48), dtype=np.uint8)
+    axes = (RawAxis(3), RawAxis(16, 2, 0.5), RawAxis(48, 3, 1))
+    spec = spec_of(backbone, pixels_per_voxel=(7.0, 2.0, 3.0), planes=("xy",))
+    shape = (3, 8, 16)
+    window = (0.0, 256.0)  # exact in floating point
+    box = RawBox(reader(raw), shape, Roi((0, 0, 0), shape), window, axes)
+    list(PlaneExtraction(box, backbone, spec, "xy", windows_at_once=3).slabs())
+    seen = torch.cat(backbone.images, dim=2)  # three windows, side by side
+    torch.testing.assert_close(seen * 256, torch.tensor(raw).float(), atol=1e-3, rtol=0)
+    plane = PlaneExtraction(box, backbone, spec, "xy")
+    for rows, columns in product(plane.lattice.windows[0], plane.lattice.windows[1]):
+        for axis, window_ in zip(plane.lattice.axes, (rows, columns), strict=True):
+            assert torch.equal(axis.resampling(window_)[1], torch.eye(16))
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_features_of_finer_raw_are_those_of_that_raw_at_another_scale(
+    fine: NDArray[np.uint8], plane: str
+) -> None:
+    """Windows and pixels are the same, when both grids share their corner and slices."""
+    ratio, scale = [2.0, 1.5, 3.0], [1.2, 3.0, 4.5]
+    ratio[NORMAL_AXIS[plane]] = 1.0
+    backbone, spec = load_backbone_and_spec(
+        VIT, {**VIT_SETTINGS, "pixels_per_voxel": scale, "planes": [plane]}
+    )
+    shape = (*(int(n // r) for n, r in zip((18, 21, 39), ratio, strict=True)),)
+    fine = fine[:18, :21, :39]
+    axes = [RawAxis(n, r, (r - 1) / 2) for n, r in zip(fine.shape, ratio, strict=True)]
+    raw_axes: RawAxes = axes[0], axes[1], axes[2]
+    whole = Roi((0, 0, 0), shape)
+    found = extract_planes(reader(fine), shape, whole, backbone, spec, WINDOW, raw_axes=raw_axes)
+    scale = [s / r for s, r in zip(scale, ratio, strict=True)]
+    _, other = load_backbone_and_spec(
+        VIT, {**VIT_SETTINGS, "pixels_per_voxel": scale, "planes": [plane]}
+    )
+    expected = extract_planes(
+        reader(fine), fine.shape, Roi((0, 0, 0), fine.shape), backbone, other, WINDOW
+    )
+    torch.testing.assert_close(found[plane].values, expected[plane].values, atol=1e-5, rtol=0)
+    assert found[plane].step == pytest.approx(
+        [a / r for a, r in zip(expected[plane].step, ratio, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_slices_of_finer_raw_are_antialiased_along_their_normal(
+    fine: NDArray[np.uint8], plane: str
+) -> None:
+    """As if raw had been brought onto the slices before."""
+    backbone: Any = PatchMeans()
+    spec = spec_of(backbone, planes=(plane,), pixels_per_voxel=(1.0, 2.0, 1.5))
+    normal, whole = NORMAL_AXIS[plane], Roi((0, 0, 0), GRID)
+    found = extract_planes(reader(fine), GRID, whole, backbone, spec, WINDOW, raw_axes=AXES)
+    unit = (np.clip(fine.astype(np.float32), *WINDOW) - WINDOW[0]) / (WINDOW[1] - WINDOW[0])
+    slices = filtered(unit, normal, *AXES[normal].taps(range(GRID[normal])))
+    there = [*AXES]
+    there[normal] = RawAxis(GRID[normal])
+    axes = (there[0], there[1], there[2])
+    expected = extract_planes(
+        reader(slices), GRID, whole, backbone, spec, (0.0, 1.0), raw_axes=axes
+    )
+    torch.testing.assert_close(found[plane].values, expected[plane].values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("roi", [Roi((2, 3, 1), (5, 6, 7)), Roi((8, 0, 10), (1, 15, 3))], ids=str)
+@pytest.mark.parametrize("changes", [{}, FINER, XY_ALONE], ids=str)
+def test_features_of_a_box_of_finer_raw_are_those_of_the_volume_cropped(
+    fine: NDArray[np.uint8], roi: Roi, changes: dict[str, Any]
+) -> None:
+    backbone, spec = load_backbone_and_spec(VIT, {**VIT_SETTINGS, **changes})
+
+    def features(box: Roi, at_once: int) -> dict[str, Tensor]:
+        grids = extract_planes(
+            reader(fine), GRID, box, backbone, spec, WINDOW, at_once, raw_axes=AXES
+        )
+        return {plane: upsample(grid, box.shape, plane) for plane, grid in grids.items()}
+
+    whole = features(Roi((0, 0, 0), GRID), 8)
+    for plane, part in features(roi, 3).items():
+        expected = whole[plane][:, *roi.to_slices()]
+        torch.testing.assert_close(part, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_images_of_finer_raw_depend_on_no_slab(
+    fine: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, plane: str
+) -> None:
+    """Bit for bit, where the backbone is."""
+    backbone: Any = PatchMeans()
+    box = RawBox(reader(fine), GRID, Roi((0, 0, 0), GRID), WINDOW, AXES)
+    extraction_ = PlaneExtraction(box, backbone, spec_of(backbone), plane, windows_at_once=1)
+    thick = list(extraction_.slabs())
+    monkeypatch.setattr(extraction, "SLAB_BYTES", 1)
+    thin = list(extraction_.slabs())
+    assert len(thin) == extraction_.shape[1] > len(thick)
+    assert torch.equal(*(torch.cat([s for _, s in slabs], dim=1) for slabs in (thick, thin)))
+
+
+def test_slabs_of_finer_raw_are_thinner() -> None:
+    backbone: Any = PatchMeans()
+    read: list[Roi] = []
+
+    def spy(roi: Roi) -> NDArray[np.uint8]:
+        read.append(roi)
+        return np.zeros(tuple(roi.shape), np.uint8)
+
+    def largest(axes: RawAxes | None) -> int:
+        read.clear()
+        box = RawBox(spy, (64, 32, 32), Roi((0, 0, 0), (64, 32, 32)), WINDOW, axes)
+        for _ in PlaneExtraction(box, backbone, spec_of(backbone), "xy").slabs():
+            pass
+        return max(roi.size for roi in read)
+
+    with pytest.MonkeyPatch.context() as patch:
+        axes = RawAxis(256, 4, 1.5), RawAxis(64, 2, 0.5), RawAxis(64, 2, 0.5)
+        assert (largest(None), largest(axes)) == (16 * 32 * 32, 69 * 64 * 64)
+        patch.setattr(extraction, "SLAB_BYTES", 300_000)
+        assert largest(None) == 16 * 32 * 32
+        assert 4 * largest(axes) < 300_000
+
+
+@pytest.mark.parametrize("changes", RESOLUTIONS[::2], ids=str)
+@pytest.mark.parametrize("ratio", [(2.0, 3.0, 4.0), (1.0, 1.5, 2.62)], ids=str)
+def test_a_blob_in_finer_raw_is_where_its_features_are(
+    changes: dict[str, Any], ratio: tuple[float, float, float]
+) -> None:
+    backbone: Any = PatchMeans()
+    scale = (changes["pixels_per_voxel"],) * 3
+    spec = spec_of(backbone, window=96, **{**changes, "pixels_per_voxel": scale})
+    shape, centre = (25, 26, 23), (12.9, 13.2, 11.4)  # working voxels, from the corner
+    start = [-0.3 * (r > 1) for r in ratio]  # corner of the grid in voxels of raw
+    sizes = [int(np.ceil(n * r)) for n, r in zip(shape, ratio, strict=True)]
+    axes = [RawAxis(n, r, s + (r - 1) / 2) for n, r, s in zip(sizes, ratio, start, strict=True)]
+    place = tuple(s + c * r for s, c, r in zip(start, centre, ratio, strict=True))
+    grid = np.meshgrid(*(np.arange(n) + 0.5 for n in sizes), indexing="ij", sparse=True)
+    squares = sum(((x - c) / r) ** 2 for x, c, r in zip(grid, place, ratio, strict=True))
+    raw = (255 * np.exp(-squares / 18)).astype(np.float32)
+    grids = extract_planes(
+        reader(raw), shape, Roi((0, 0, 0), shape), backbone, spec, (0.0, 255.0),
+        raw_axes=(axes[0], axes[1], axes[2]),
+    )  # fmt: skip
+    for plane in PLANES:
+        dense = upsample(grids[plane], shape, plane)[0].double()
+        mass = (dense - dense.min()).clamp(min=0)
+        for axis in range(3):
+            along = mass.sum([a for a in range(3) if a != axis])
+            found = (along * (torch.arange(shape[axis]) + 0.5)).sum() / along.sum()
+            assert abs(found - centre[axis]) < 0.15, (plane, axis)
 
 
 @pytest.mark.weights
