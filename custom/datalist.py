@@ -1,28 +1,30 @@
 """The datalist: which volumes belong to which split, checked; and its entries opened."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
+from custom.datalist_entry import DatalistEntry, parse_entry
 from custom.errors import InputError
 from custom.json_fields import (
     check_keys,
     hint,
-    interval,
-    mapping,
     read_object,
     sequence,
-    voxel_size,
-    whole_numbers,
 )
-from custom.locations import Location, resolve
+from custom.label_classes import (
+    Classes,
+    is_partial,
+    open_labels,
+    refuse_other_classes,
+)
+from custom.locations import Location
 from custom.volumes import Volume, open_volume
 from custom.voxel_grid import Triple
 from custom.working_grid import (
@@ -36,47 +38,8 @@ from custom.working_grid import (
     start_in,
 )
 
-T = TypeVar("T")
 SECTIONS = ("training", "validation", "test")
-ENTRY_KEYS = (
-    "id",
-    "raw",
-    "labels",
-    "mask",
-    "roi",
-    "voxel_size_nm",
-    "intensity_window",
-    "classes",
-)
 SLAB_VOXELS = 2**24  # labels looked through at once
-
-
-@dataclass(frozen=True)
-class DatalistEntry:
-    """One volume of a datalist.
-
-    Args:
-        id: unique in the datalist; names output files.
-        raw: path or URL of the raw volume, as in ``volumes.open_volume``, here and below.
-        labels: path of instance labels.
-        mask: path of a mask, non-zero where labels count.
-        roi: box in voxels of labels (of the working grid without labels); None is all of it.
-        raw_voxel_size_nm: zyx; wins over the file's own.
-        labels_voxel_size_nm: zyx, for labels and mask; wins over the file's own. Without labels it
-            is the voxel size of the working grid.
-        intensity_window: raw values that become 0 and 1.
-        classes: free-form description of the classes that are annotated.
-    """
-
-    id: str
-    raw: str
-    labels: str | None = None
-    mask: str | None = None
-    roi: Roi | None = None
-    raw_voxel_size_nm: Triple | None = None
-    labels_voxel_size_nm: Triple | None = None
-    intensity_window: tuple[float, float] | None = None
-    classes: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +142,8 @@ class OpenEntry:
 
         Returns:
             labels: (D, H, W); 0 outside the label volume.
-            annotated: (D, H, W), True where labels count: inside the label volume, and where the
-                mask (if there is one) is not 0.
+            annotated: (D, H, W), True where labels count: inside the label volume, where the mask
+                (if there is one) is not 0, and, if a class is not annotated, where another one is.
 
         Raises:
             InputError: a label is negative.
@@ -194,12 +157,19 @@ class OpenEntry:
                 f"labels of entry '{self.entry.id}' hold the negative id {labels.min()}; "
                 f"ids are 0 (background) or positive"
             )
+        if is_partial(self.entry.classes):
+            annotated &= labels != 0
         if self.mask is not None:
             annotated &= _read_padded(self.mask, roi, self.mask_offset)[0] != 0
         return labels.astype(np.uint64), annotated
 
     def label_ids(self) -> NDArray[np.uint64]:
-        """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id."""
+        """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id.
+
+        Of several classes the ids of all, so that an id means the same in every entry.
+        """
+        if self.entry.classes is not None and len(self.entry.classes) > 1:
+            return np.arange(len(self.entry.classes) + 1, dtype=np.uint64)
         found = [np.unique(self.read_labels(slab)[0]) for slab in _slabs(self.roi)]
         return np.unique(np.concatenate([np.zeros(1, np.uint64), *found]))
 
@@ -231,7 +201,7 @@ def datalist_from(found: Mapping[str, Any], path: Path) -> Datalist:
     check_keys(found, ("name", *SECTIONS), where)
     sections = {
         name: tuple(
-            _parse_entry(entry, path.parent, f"{where}, {name}[{i}]")
+            parse_entry(entry, path.parent, f"{where}, {name}[{i}]")
             for i, entry in enumerate(sequence(found.get(name, []), f"{where}, {name}"))
         )
         for name in SECTIONS
@@ -240,6 +210,8 @@ def datalist_from(found: Mapping[str, Any], path: Path) -> Datalist:
     if not datalist.entries():
         raise InputError(f"{where} has no entries; add some under {', '.join(SECTIONS)}")
     _check_ids(datalist, where)
+    truths = {e.id: e.classes for e in datalist.entries() if e.truth is not None}
+    refuse_other_classes(truths, where)
     _check_split(datalist, where)
     return datalist
 
@@ -251,15 +223,20 @@ def open_entry(entry: DatalistEntry) -> OpenEntry:
         InputError: labels are not integers, do not overlap raw, are on another voxel grid, or are
             all 0 in the ROI; the ROI sticks out.
     """
-    opened = _place(entry, f"entry '{entry.id}'")
+    opened = place_entry(entry)
     if opened.labels is not None and not any(
         opened.read_labels(slab)[0].any() for slab in _slabs(opened.roi)
     ):
         raise InputError(
-            f"labels of entry '{entry.id}' ('{entry.labels}') are all 0 in the ROI {opened.roi}; "
-            f"there is nothing to learn from or to score"
+            f"labels of entry '{entry.id}' ('{entry.labels or opened.labels.path}') are all 0 in "
+            f"the ROI {opened.roi}; there is nothing to learn from or to score"
         )
     return opened
+
+
+def place_entry(entry: DatalistEntry) -> OpenEntry:
+    """As ``open_entry``, without looking into the labels."""
+    return _place(entry, f"entry '{entry.id}'")
 
 
 def overlap(one: OpenEntry, other: OpenEntry) -> Roi | None:
@@ -274,17 +251,21 @@ def _place(entry: DatalistEntry, where: str) -> OpenEntry:
     """Open the volumes of an entry as far as their metadata, and place them."""
     raw = _open_raw(entry, where)
     size = entry.labels_voxel_size_nm
-    labels, offset = _open_beside(raw, entry.labels, size, where, "labels")
+    labels, offset = _open_beside(raw, entry.truth, size, where, entry.truth_field)
     mask_size = entry.raw_voxel_size_nm if labels is None and size is None else size
     mask, mask_offset = _open_beside(raw, entry.mask, mask_size, where, "mask")
     if labels is None:
+        if entry.beyond_labels:
+            raise InputError(f"{where}, roi says beyond_labels, but there are no labels; remove it")
         roi = _inside(entry.roi or raw.metadata.roi, raw.metadata.roi, f"{where}, roi", "raw")
         return OpenEntry(entry, raw, None, mask, roi, mask_offset=mask_offset)
     extent = labels.metadata.roi
     if entry.roi is None:
         roi = (extent + Coordinate(offset)).intersect(raw.metadata.roi)
     else:
-        roi = _inside(entry.roi, extent, f"{where}, roi", "labels") + Coordinate(offset)
+        if not entry.beyond_labels:
+            _inside(entry.roi, extent, f"{where}, roi", "labels")
+        roi = entry.roi + Coordinate(offset)
         _inside(roi, raw.metadata.roi, f"{where}, roi moved to raw voxels", "raw")
     return OpenEntry(entry, raw, labels, mask, roi, offset, mask_offset)
 
@@ -294,23 +275,24 @@ def _open_raw(entry: DatalistEntry, where: str) -> Volume:
     source = open_volume(entry.raw, entry.raw_voxel_size_nm, f"{where}, raw")
     size, start = entry.labels_voxel_size_nm, None
     whose = f"{where}, voxel_size_nm.labels"
-    if entry.labels is not None:
-        whose = f"{where}, labels '{entry.labels}'"
-        labels = open_volume(entry.labels, size, f"{where}, labels").metadata
-        size, start = labels.voxel_size_nm, start_in(labels, source.metadata)
+    if entry.truth is not None:
+        labels = open_labels(entry.truth, size, f"{where}, {entry.truth_field}")
+        whose = f"{where}, {entry.truth_field} '{entry.labels or labels.path}'"
+        size, start = labels.metadata.voxel_size_nm, start_in(labels.metadata, source.metadata)
     if size is None:
         return source
     return on_working_grid(source, size, start, whose)
 
 
 def _open_beside(
-    raw: Volume, path: str | None, size: Triple | None, where: str, field: str
+    raw: Volume, source: str | Classes | None, size: Triple | None, where: str, field: str
 ) -> tuple[Volume | None, tuple[int, int, int]]:
     """Labels or mask, and their offset in voxels of raw."""
-    if path is None:
+    if source is None:
         return None, (0, 0, 0)
     where = f"{where}, {field}"
-    volume = open_volume(path, size, where)
+    volume = open_labels(source, size, where)
+    path = source if isinstance(source, str) else volume.path
     here, there = volume.metadata, raw.metadata
     if np.dtype(here.dtype).kind not in "biu":
         raise InputError(f"{where} '{path}' has type {here.dtype}; convert it to integers")
@@ -360,45 +342,18 @@ def _read_padded(
     return values, inside
 
 
-def _slabs(roi: Roi) -> Iterator[Roi]:
-    """The box in pieces of whole sections."""
-    depth, height, width = roi.shape
-    step = max(1, SLAB_VOXELS // (height * width))
-    for z in range(0, depth, step):
-        shape = (min(step, depth - z), height, width)
-        yield Roi(roi.offset + Coordinate(z, 0, 0), shape)
+def _slabs(roi: Roi) -> list[Roi]:
+    """The box in pieces of at most ``SLAB_VOXELS``: sections, or parts of one where it is larger.
 
-
-def _parse_entry(value: object, folder: Path, where: str) -> DatalistEntry:
-    """One entry, its paths made absolute."""
-    entry = mapping(value, where)
-    if isinstance(entry.get("id"), str):
-        where = f"{where} ('{entry['id']}')"
-    check_keys(entry, ENTRY_KEYS, where)
-    if entry.get("raw") is None:
-        raise InputError(f"{where} has no 'raw'; add the path of its raw volume")
-    sizes = mapping(entry.get("voxel_size_nm", {}), f"{where}, voxel_size_nm")
-    check_keys(sizes, ("raw", "labels"), f"{where}, voxel_size_nm")
-
-    def optional(
-        key: str, parse: Callable[[object, str], T], of: Mapping[str, Any] = entry
-    ) -> T | None:
-        return None if of.get(key) is None else parse(of[key], f"{where}, {key}")
-
-    def path(value: object, where: str) -> str:
-        return _path(value, folder, where)
-
-    return DatalistEntry(
-        id=_id(entry.get("id"), where),
-        raw=path(entry["raw"], f"{where}, raw"),
-        labels=optional("labels", path),
-        mask=optional("mask", path),
-        roi=optional("roi", _roi),
-        raw_voxel_size_nm=optional("raw", voxel_size, sizes),
-        labels_voxel_size_nm=optional("labels", voxel_size, sizes),
-        intensity_window=optional("intensity_window", interval),
-        classes=optional("classes", mapping),
-    )
+    A few of the first are spread over all of the box, so that a search which may end early does.
+    """
+    _, height, width = roi.shape
+    rows = max(1, SLAB_VOXELS // width)
+    size = (max(1, rows // height), min(rows, height), min(SLAB_VOXELS, width))
+    corners = list(product(*(range(0, n, step) for n, step in zip(roi.shape, size, strict=True))))
+    order = sorted(range(len(corners)), key=lambda number: f"{number:064b}"[::-1])
+    pieces = (Roi(roi.offset + Coordinate(corners[number]), size) for number in order)
+    return [piece.intersect(roi) for piece in pieces]
 
 
 def _check_ids(datalist: Datalist, where: str) -> None:
@@ -418,27 +373,3 @@ def _check_split(datalist: Datalist, where: str) -> None:
                 f"{where}: the roi of training entry '{one.id}' overlaps that of validation entry "
                 f"'{other.id}' in {common} (raw voxels); move one of them"
             )
-
-
-def _id(value: object, where: str) -> str:
-    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", value):
-        raise InputError(
-            f"{where}, id must be letters, digits and . _ - (it names output files), got {value!r}"
-        )
-    return value
-
-
-def _path(value: object, folder: Path, where: str) -> str:
-    """A URL, or the absolute path of one that is relative to a folder."""
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where} must be a path or a URL, got {value!r}")
-    return resolve(value, folder)
-
-
-def _roi(value: object, where: str) -> Roi:
-    """A box from its offset and shape."""
-    found = mapping(value, where)
-    check_keys(found, ("offset", "shape"), where)
-    offset = whole_numbers(found.get("offset"), 3, 0, f"{where}.offset")
-    shape = whole_numbers(found.get("shape"), 3, 1, f"{where}.shape")
-    return Roi(offset, shape)

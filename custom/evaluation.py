@@ -13,7 +13,8 @@ import numpy as np
 from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
-from custom.datalist import DatalistEntry, OpenEntry, open_entry, parse_datalist
+from custom.datalist import OpenEntry, open_entry, parse_datalist
+from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.metrics import adapted_rand_error, variation_of_information
@@ -162,10 +163,10 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
     Raises:
         InputError: no labels, no segmentation, another voxel size or grid, no overlap, no truth.
     """
-    if entry.labels is None:
+    if entry.truth is None:
         raise InputError(
             f"entry '{entry.id}' has no labels to compare with; "
-            "name them in the datalist's field 'labels' or leave the entry out"
+            "name them in the datalist's field 'labels' or 'classes', or leave the entry out"
         )
     group = output_dir / f"{entry.id}.zarr"
     path = group / SEGMENTATION

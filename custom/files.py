@@ -1,8 +1,16 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and why the disk would not take them."""
 
+import errno
 import os
+import re
 import tempfile
 from pathlib import Path
+
+# The outside of the machine, not of the code: what keeps a file from being written.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TENSORSTORE_CODE = re.compile(r"os_error_code='(\d+)'")
+_TENSORSTORE_FILE = re.compile(r'local file "([^"]*)"')
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -20,6 +28,41 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
         os.chmod(part, 0o644)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(part)
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Let an error know its file, where the system's has only a number for it."""
+    if error.errno is not None and error.filename is None:
+        error.filename = str(path)
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """Why the disk did not take a file, and what to do, as the middle of a sentence.
+
+    Args:
+        error: of Python or of TensorStore, whose errors are ``ValueError``.
+
+    Returns:
+        Such as "cannot be written (No space left on device): make room"; None for other errors.
+    """
+    if isinstance(error, OSError):
+        code = error.errno
+    else:
+        found = _TENSORSTORE_CODE.search(str(error)) if isinstance(error, ValueError) else None
+        code = int(found[1]) if found else None
+    if code not in (*NO_ROOM, *NO_WRITING):
+        return None
+    way_out = "make room" if code in NO_ROOM else "allow writing there"
+    return f"cannot be written ({os.strerror(code)}): {way_out}"
+
+
+def file_of(error: BaseException) -> str:
+    """Name of the file that an error of ``disk_fault`` is about."""
+    found = _TENSORSTORE_FILE.search(str(error))
+    name = found[1] if found else getattr(error, "filename", None)
+    return f"file '{name}'" if name else "a file"

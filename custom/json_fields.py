@@ -62,11 +62,12 @@ def numbers(value: object, count: int, what: str) -> list[float]:
     raise InputError(f"{what} must be a list of {count} numbers, got {value!r}")
 
 
-def whole_numbers(value: object, count: int, least: int, what: str) -> list[int]:
+def whole_numbers(value: object, count: int, least: int | None, what: str) -> list[int]:
     """A list of so many integers, none below ``least``."""
     found = numbers(value, count, what)
-    if any(type(v) is not int or v < least for v in found):
-        raise InputError(f"{what} must be {count} whole numbers from {least} on, got {value!r}")
+    if any(type(v) is not int or (least is not None and v < least) for v in found):
+        limit = "" if least is None else f" from {least} on"
+        raise InputError(f"{what} must be {count} whole numbers{limit}, got {value!r}")
     return [int(v) for v in found]
 
 

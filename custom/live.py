@@ -139,7 +139,8 @@ class LiveVolume:
         self.window = window
         roi = opened.roi
         self.metadata: Mapping[str, Any] = {
-            "roi": {"offset": list(roi.offset), "shape": list(roi.shape)}
+            "entry": {"id": self.id, "class_ids": opened.entry.class_ids},
+            "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
         }
         self._whole: dict[str, PlaneGrid] = {}
 

@@ -9,6 +9,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from custom.errors import InputError
+from custom.files import disk_fault, file_of
 
 
 def begin() -> None:
@@ -20,10 +21,23 @@ def begin() -> None:
 
 
 def user_mistake(error: BaseException | None) -> InputError | None:
-    """The user's mistake behind an exception, which MONAI and ignite wrap in others."""
-    while error is not None and not isinstance(error, InputError):
+    """The user's mistake behind an exception, which MONAI and ignite wrap in others.
+
+    A disk that is full or may not be written is one, too.
+    """
+    chain: list[BaseException] = []
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        chain.append(error)
         error = error.__cause__ or error.__context__
-    return error
+    for found in chain:
+        if fault := disk_fault(found):
+            return InputError(
+                f"{file_of(found)} {fault} or choose another folder; the same command goes on from "
+                f"what is there"
+            )
+    return None
 
 
 def _explain(

@@ -87,7 +87,7 @@ class VolumeJob:
         size = list(opened.source.metadata.voxel_size_nm)
         finer = {} if opened.source is opened.raw else {"raw_voxel_size_nm": size}
         return {
-            "entry": {"id": entry.id, "section": self.section, **relative},
+            "entry": {"id": entry.id, "section": self.section, **relative, **self._classes()},
             "given_intensity_window": None if window is None else list(window),
             "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
             "volume_shape": list(opened.raw.metadata.shape),
@@ -103,6 +103,15 @@ class VolumeJob:
                 )
             ],
         }
+
+    def _classes(self) -> Json:
+        """Paths and ids of the classes, nothing where labels are in one volume."""
+        classes, ids = self.opened.entry.classes, self.opened.entry.class_ids
+        if classes is None:
+            return {}
+        cache_dir = self.files.cache_dir
+        relative = {name: path and moved(path, cache_dir) for name, path in classes.items()}
+        return {"classes": relative, "class_ids": ids}
 
     def bytes_needed(self, spec: FeatureSpec) -> int:
         """Upper bound of what the volume takes on disk: whole chunks, nothing compressed."""

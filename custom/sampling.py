@@ -1,15 +1,16 @@
 """Training cubes from large labelled volumes: which boxes are worth learning from."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
 from funlib.geometry import Coordinate, Roi
 from tqdm import tqdm
 
-from custom.datalist import OpenEntry
+from custom.datalist import OpenEntry, overlap
 from custom.errors import InputError
 
 WEIGHTS = ("uniform", "size")
@@ -76,7 +77,13 @@ class Cube:
 class CubeSampler:
     """Draws cubes from sources: a source, then a place in its ROI, until enough are found.
 
-    What is drawn follows from the arguments alone.
+    What is drawn follows from the arguments alone. Cubes lie inside the ROIs; where they may go
+    beyond the labels, their centres do, and a cube sticks out only where labels end::
+
+        raw       |------------------------------|
+        labels         |--------------|
+        roi            |----------|
+        cubes      |......|    |......|
 
     Args:
         sources: opened entries; those without labels are taken as they are, no rule applies.
@@ -85,6 +92,8 @@ class CubeSampler:
         weights: "uniform": every source is as likely; "size": in proportion to the number of places
             that a cube can take in it.
         seed: of all draws.
+        beyond_labels: cubes may stick out of the labels, not of raw.
+        apart_from: entries whose ROIs no cube may overlap, such as those of validation.
 
     Raises:
         InputError: unknown weights, or a cube is larger than every source's ROI.
@@ -95,13 +104,16 @@ class CubeSampler:
     rules: CubeRules = field(default_factory=CubeRules)
     weights: str = "uniform"
     seed: int = 0
+    beyond_labels: bool = False
+    apart_from: Sequence[OpenEntry] = ()
 
     def __post_init__(self) -> None:
         if self.weights not in WEIGHTS:
             raise InputError(f"weights must be {' or '.join(WEIGHTS)}, got {self.weights!r}")
         self.rejected: Counter[str] = Counter()
-        spans = [np.subtract(opened.roi.shape, self.size) + 1 for opened in self.sources]
-        places = np.array([np.prod(np.maximum(span, 0)) for span in spans], dtype=float)
+        self._corners = [self._corners_in(opened) for opened in self.sources]
+        places = np.array([math.prod(r.shape) for r in self._corners], dtype=float)
+        self.too_small = [o.entry.id for o, n in zip(self.sources, places, strict=True) if not n]
         if not places.any():
             shapes = ", ".join(str(list(opened.roi.shape)) for opened in self.sources)
             raise InputError(
@@ -110,6 +122,22 @@ class CubeSampler:
             )
         shares = places if self.weights == "size" else (places > 0).astype(float)
         self._shares = shares / shares.sum()
+
+    def _corners_in(self, opened: OpenEntry) -> Roi:
+        """First voxels that a cube can have in a source."""
+        allowed = centres = opened.roi
+        if self.beyond_labels and opened.labels is not None:
+            whole = opened.raw.metadata.roi
+            labels = opened.labels.metadata.roi + Coordinate(opened.labels_offset)
+            labels, centres = labels.intersect(whole), opened.roi.intersect(labels)
+            allowed = _widened(opened.roi, labels, whole)
+            half = Coordinate(s // 2 for s in self.size)
+            centres = centres - half
+        ends = [e - s + 1 for e, s in zip(allowed.end, self.size, strict=True)]
+        corners = Roi(
+            allowed.begin, [max(0, e - b) for b, e in zip(allowed.begin, ends, strict=True)]
+        )
+        return corners.intersect(centres)
 
     def draw(self, count: int, progress: bool = False) -> list[Cube]:
         """So many different cubes.
@@ -138,10 +166,9 @@ class CubeSampler:
     def _candidate(self, random: np.random.Generator) -> Cube:
         """A random place in a random source."""
         index = int(random.choice(len(self.sources), p=self._shares))
-        roi = self.sources[index].roi
+        corners = self._corners[index]
         offset = [
-            int(random.integers(b, e - s + 1))
-            for b, e, s in zip(roi.begin, roi.end, self.size, strict=True)
+            int(random.integers(b, e)) for b, e in zip(corners.begin, corners.end, strict=True)
         ]
         return Cube(index, Roi(offset, self.size))
 
@@ -149,6 +176,9 @@ class CubeSampler:
         if known:
             return "drawn before"
         opened = self.sources[cube.source]
+        placed = replace(opened, roi=cube.roi)
+        if any(overlap(placed, other) for other in self.apart_from):
+            return "overlap with another section"
         return None if opened.labels is None else self.rules.fault(opened, cube.roi)
 
     def _too_few(self, found: int, count: int) -> str:
@@ -160,6 +190,13 @@ class CubeSampler:
         )
 
 
+def _widened(roi: Roi, labels: Roi, whole: Roi) -> Roi:
+    """The ROI, up to the borders of raw on those sides where it reaches the labels' border."""
+    sides = zip(roi.begin, roi.end, labels.begin, labels.end, whole.begin, whole.end, strict=True)
+    found = [(w0 if r0 <= l0 else r0, w1 if r1 >= l1 else r1) for r0, r1, l0, l1, w0, w1 in sides]
+    return Roi([begin for begin, _ in found], [end - begin for begin, end in found])
+
+
 def matching(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Whether a name matches one of ``include`` and none of ``exclude`` (shell patterns)."""
     return any(fnmatchcase(name, p) for p in include) and not any(
@@ -167,7 +204,10 @@ def matching(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
     )
 
 
-def in_label_voxels(opened: OpenEntry, roi: Roi) -> Roi:
-    """A box in voxels of raw as the datalist states it: in voxels of the label grid."""
-    offset = (0, 0, 0) if opened.labels is None else opened.labels_offset
-    return roi - Coordinate(offset)
+def stated(opened: OpenEntry, roi: Roi) -> dict[str, object]:
+    """A box in voxels of raw as the datalist's ``roi`` has it: in voxels of the label grid."""
+    if opened.labels is None:
+        return {"offset": list(roi.offset), "shape": list(roi.shape)}
+    roi = roi - Coordinate(opened.labels_offset)
+    beyond = {} if opened.labels.metadata.roi.contains(roi) else {"beyond_labels": True}
+    return {"offset": list(roi.offset), "shape": list(roi.shape), **beyond}

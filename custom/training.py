@@ -1,5 +1,6 @@
 """A training run that can be stopped at any moment and taken up again."""
 
+import io
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, open_cache, refuse_difference
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import complete_settings, load_backbone_and_spec
+from custom.files import name_file
 from custom.json_fields import read_object
 from custom.live import FeatureVolume, live_volumes
 from custom.preflight import running_config
@@ -181,7 +183,7 @@ class BestModel:
         names = MODEL_FILES if self.basis is None else (*MODEL_FILES, BASIS_FILE)
         with ExitStack() as files:  # all are written before the first takes its place
             parts = [files.enter_context(_replacing(self.model_dir / name)) for name in names]
-            torch.save(weights, parts[0])
+            parts[0].write_bytes(_saved(weights))
             save_file(weights, parts[1])
             parts[2].write_text(described)
             if self.basis is not None:
@@ -322,8 +324,9 @@ def model_description(
         lsd_sigma_nm: None without LSDs.
 
     Returns:
-        FeatureSpec, offsets, sigma, channel order, data split, configuration and versions, plain
-        JSON values; with reduced features also the name of their basis' file.
+        FeatureSpec, offsets, sigma, channel order, ids of the labels' classes (None where labels
+        have none), data split, configuration and versions, plain JSON values; with reduced features
+        also the name of their basis' file.
     """
     layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
     split = {
@@ -340,6 +343,7 @@ def model_description(
             "lsds": [layout.num_affinities, layout.num_outputs],
         },
         "voxel_size_nm": list(volumes[0].voxel_size_nm),
+        "classes": volumes[0].metadata.get("entry", {}).get("class_ids"),
         "split": split,
         "config": json.loads(json.dumps(running_config(), default=str)),
         "versions": {
@@ -400,7 +404,14 @@ def first_mismatch(error: BaseException) -> str:
 def save_atomically(state: Mapping[str, Any], path: Path) -> None:
     """``torch.save`` that leaves either the old or the whole new file."""
     with _replacing(path) as part:
-        torch.save(dict(state), part)
+        part.write_bytes(_saved(state))
+
+
+def _saved(state: Mapping[str, Any]) -> bytes:
+    """What ``torch.save`` writes; its own errors do not say that a disk is full."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    return content.getvalue()
 
 
 @contextmanager
@@ -412,5 +423,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o644)  # safetensors writes files that only their owner may read
         os.replace(part, path)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         part.unlink(missing_ok=True)

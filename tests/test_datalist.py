@@ -8,14 +8,15 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from funlib.geometry import Roi
+from funlib.geometry import Coordinate, Roi
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from custom.datalist import DatalistEntry, OpenEntry, open_entry, parse_datalist
+from custom.datalist import OpenEntry, _slabs, open_entry, parse_datalist
+from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
-from custom.volumes import create_ome_zarr_array
+from custom.volumes import Volume, create_ome_zarr_array
 from tests.written_volumes import write_n5, write_precomputed
 
 SIZE = (30.5, 4.0, 4.25)
@@ -103,7 +104,6 @@ def test_all_fields_are_read(data: Path) -> None:
         roi=box((0, 1, 2), (3, 2, 4)),
         voxel_size_nm={"raw": [30.5, 4, 4.25], "labels": list(SIZE)},
         intensity_window=[10, 200],
-        classes={"cells": "all"},
     )
     assert parsed(data, fields) == DatalistEntry(
         id="a",
@@ -114,7 +114,6 @@ def test_all_fields_are_read(data: Path) -> None:
         raw_voxel_size_nm=SIZE,
         labels_voxel_size_nm=SIZE,
         intensity_window=(10.0, 200.0),
-        classes={"cells": "all"},
     )
 
 
@@ -189,6 +188,26 @@ def test_the_roi_is_in_raw_voxels(data: Path, fields: dict[str, Any], expected: 
     np.testing.assert_array_equal(found.read_raw(expected), RAW[expected.to_slices()])
 
 
+def test_a_roi_beyond_the_labels_is_annotated_inside_them_only(data: Path) -> None:
+    roi = {**box((-1, 2, -3), (6, 4, 12)), "beyond_labels": True}
+    found = opened(data, labelled(roi=roi))
+    assert found.roi == Roi((0, 4, 0), (6, 4, 12))
+    labels, annotated = found.read_labels(found.roi)
+    inside = np.zeros((6, 4, 12), bool)
+    inside[1:5, :3, 3:10] = True
+    np.testing.assert_array_equal(annotated, inside)
+    np.testing.assert_array_equal(labels[inside], LABELS[:, 2:, :].ravel())
+    assert not labels[~inside].any()
+
+
+def test_a_roi_beyond_the_labels_overlaps_others_as_it_lies(data: Path) -> None:
+    beyond = {**box((-1, 0, 0), (2, 5, 7)), "beyond_labels": True}
+    above = entry("b", roi=box((0, 2, 3), (1, 1, 1)))
+    path = save(data, training=[labelled("a", roi=beyond)], validation=[above])
+    with pytest.raises(InputError, match=r"roi of training entry 'a' overlaps .* entry 'b'"):
+        parse_datalist(path)
+
+
 def test_labels_larger_than_raw_are_cut_to_it(data: Path) -> None:
     found = opened(
         data, entry(labels=write(data, "wide", np.ones((9, 9, 9), np.uint8), (-2, 3, 1)))
@@ -212,6 +231,39 @@ def test_one_labelled_section_is_enough(
     values[z, 4, 6] = 1
     fields = entry(raw=str(data / "x.zarr/raw"), labels=write(tmp_path, "one", values))
     assert opened(tmp_path, fields).read_labels(Roi((z, 4, 6), (1, 1, 1)))[0].item() == 1
+
+
+@given(
+    st.tuples(*[st.integers(1, 9)] * 3),
+    st.tuples(*[st.integers(-3, 3)] * 3),
+    st.integers(1, 200),
+)
+def test_labels_are_looked_through_in_pieces_that_tile_the_roi(
+    shape: tuple[int, int, int], offset: tuple[int, int, int], most: int
+) -> None:
+    seen = np.zeros(shape, int)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("custom.datalist.SLAB_VOXELS", most)
+        for piece in _slabs(Roi(offset, shape)):
+            assert 0 < piece.size <= most and Roi(offset, shape).contains(piece)
+            seen[(piece - Coordinate(offset)).to_slices()] += 1
+    assert (seen == 1).all()
+
+
+def test_labels_in_the_middle_are_found_without_reading_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom.datalist.SLAB_VOXELS", 30)
+    values = np.zeros((100, 5, 6), np.uint8)
+    values[40:60] = 7
+    np.save(tmp_path / "labels.npy", values)
+    np.save(tmp_path / "raw.npy", values)
+    reads: list[Roi] = []
+    read = Volume.read
+    monkeypatch.setattr(Volume, "read", lambda *args: reads.append(args[1]) or read(*args))
+    size = {"raw": list(SIZE), "labels": list(SIZE)}
+    opened(tmp_path, entry(raw="raw.npy", labels="labels.npy", voxel_size_nm=size))
+    assert len(reads) < 10
 
 
 def test_bool_labels_are_ids_0_and_1(data: Path) -> None:
@@ -275,6 +327,14 @@ def test_rounding_in_positions_is_forgiven(data: Path) -> None:
             r"roi has offset \[0, 0, 1\] .*sticks out of labels, whose shape is \[4, 5, 7\]",
         ),
         (
+            lambda p: labelled(roi={**box((-2, 0, 0), LABEL_SHAPE), "beyond_labels": True}),
+            r"roi moved to raw voxels has offset \[-1, 2, 3\] .*sticks out of raw",
+        ),
+        (
+            lambda p: labelled(roi={**box((-1, 0, 0), (1, 5, 7)), "beyond_labels": True}),
+            "labels of entry 'a' .*are all 0 in the ROI",
+        ),
+        (
             lambda p: entry(roi=box((0, 0, 1), RAW_SHAPE)),
             r"roi has offset \[0, 0, 1\] .*sticks out of raw, whose shape is \[6, 9, 13\]",
         ),
@@ -323,6 +383,11 @@ def test_volumes_that_do_not_fit_are_refused(
         (entry(intensity_window=[5, 5]), r"intensity_window must be \[low, high\]"),
         (entry(intensity_window=[True, 5]), "intensity_window must be a list of 2 numbers"),
         (entry(classes=["a"]), "classes must be a JSON object"),
+        (entry(classes={"a": None}), "classes gives no path for any class"),
+        (entry(classes={"a": 3}), "classes.a must be a path or a URL, got 3"),
+        (labelled(classes={"a": "x.npy"}), "has both 'labels' and 'classes'; keep one"),
+        (entry(roi={**box((0, 0, 0), (1, 1, 1)), "beyond_labels": "yes"}), "must be true or false"),
+        (entry(roi={**box((0, 0, 0), (1, 1, 1)), "beyond_labels": True}), "there are no labels"),
         ("x", r"test\[0\] must be a JSON object, got 'x'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

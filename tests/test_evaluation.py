@@ -88,6 +88,34 @@ def test_scores_are_the_metrics_inside_the_roi(data: Path) -> None:
     assert scores.voxels == np.count_nonzero(expected_truth)
 
 
+def test_voxels_beyond_the_labels_do_not_count(data: Path) -> None:
+    write_segmentation(data, segmentation())
+    (inside,) = evaluate(data)
+    write(data / "data.zarr", "labels/part", truth()[INSIDE], first=(2, 3, 4))
+    datalist = json.loads((data / "datalist.json").read_text())
+    roi = {"offset": [-2, -3, -4], "shape": list(SHAPE), "beyond_labels": True}
+    datalist["test"][0] |= {"labels": "data.zarr/labels/part", "roi": roi}
+    (data / "datalist.json").write_text(json.dumps(datalist))
+    assert evaluate(data) == [inside]
+
+
+def test_unannotated_classes_do_not_count(data: Path) -> None:
+    write_segmentation(data, segmentation())
+    write(data / "data.zarr", "labels/low", np.where(truth() < 5, truth(), 0))
+    datalist = json.loads((data / "datalist.json").read_text())
+    del datalist["test"][0]["labels"]
+    inside = truth()[INSIDE]
+    for high, claimed in (
+        ("data.zarr/labels/cells", inside > 0),
+        (None, (inside > 0) & (inside < 5)),
+    ):
+        datalist["test"][0]["classes"] = {"high": high, "low": "data.zarr/labels/low"}
+        (data / "datalist.json").write_text(json.dumps(datalist))
+        (scores,) = evaluate(data)
+        assert scores.voxels == np.count_nonzero(claimed)
+        assert scores.truth_objects == (2 if high else 1)
+
+
 @pytest.mark.parametrize(
     ("first", "kept"),
     [

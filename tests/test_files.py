@@ -1,9 +1,10 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from custom.files import write_atomically
+from custom.files import disk_fault, file_of, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_replaced(tmp_path: Path) -> None:
@@ -28,3 +29,27 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "file"),
+    [
+        (OSError(errno.ENOSPC, "x", "a/b"), "(No space left on device): make room", "file 'a/b'"),
+        (OSError(errno.EFBIG, "x"), "(File too large): make room", "a file"),
+        (PermissionError(errno.EACCES, "x"), "(Permission denied): allow writing", "a file"),
+        (
+            ValueError("PERMISSION_DENIED: Error opening local file \"/c/0\" [os_error_code='30']"),
+            "(Read-only file system): allow writing there",
+            "file '/c/0'",
+        ),
+        (OSError(errno.ENOENT, "x", "a/b"), None, "file 'a/b'"),
+        (ValueError("os_error_code='2'"), None, "a file"),
+        (RuntimeError("os_error_code='28'"), None, "a file"),
+    ],
+)
+def test_what_the_disk_refuses_is_told_from_other_errors(
+    error: Exception, said: str | None, file: str
+) -> None:
+    found = disk_fault(error)
+    assert found is None if said is None else said in str(found)
+    assert file_of(error) == file

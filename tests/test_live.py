@@ -1,3 +1,4 @@
+import json
 import pickle
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from custom.features.triplane import PlaneGrid, upsample
 from custom.live import LiveVolume, live_volumes
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
-from custom.training import training_volumes
+from custom.training import model_description, training_volumes
 from tests.test_datasets import (
     CROP,
     FEATURES,
@@ -97,6 +98,27 @@ def test_boxes_that_stick_out_are_padded_alike(datalist: Path, cache_dir: Path) 
         outside = Roi((100, 0, 0), (2, 2, 2))
         assert not volume.read_raw(outside).any()
         assert not volume.read_labels(outside)[1].any()
+
+
+def test_live_labels_of_classes_are_those_of_the_cache(datalist: Path, tmp_path: Path) -> None:
+    values = json.loads(datalist.read_text())
+    entry = next(e for e in values["training"] if "labels" in e)
+    labels, roi = datalist.parent / entry["labels"], entry["roi"]
+    np.save(datalist.parent / "part.npy", np.load(labels)[: roi["offset"][0] + 3])
+    entry["classes"] = {"a": None, "b": "part.npy", "c": entry.pop("labels")}
+    entry["roi"] = {**roi, "beyond_labels": True}
+    path = datalist.parent / "classes.json"
+    path.write_text(json.dumps({"training": [entry]}))
+    Preprocessor(path, tmp_path, WITH_SEED, FEATURES, ("training",), show_progress=False).run()
+    (volume,), (cached,) = live(path), open_cache(tmp_path)
+    box = Roi((-1, 0, 1), (9, 5, 6))
+    for one, other in zip(volume.read_labels(box), cached.read_labels(box), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert set(np.unique(volume.read_labels(box)[0])) == {0, 3}
+    assert not volume.read_labels(Roi((3, 0, 0), (4, 4, 4)))[1].any()
+    for found in (volume, cached):
+        description = model_description([found], [found], OFFSETS, SIGMA_NM)
+        assert description["classes"] == {"a": 1, "b": 2, "c": 3}
 
 
 @pytest.mark.slow

@@ -258,6 +258,66 @@ def test_leftovers_with_other_settings_are_replaced(
     assert_same_arrays(finished, tmp_path / "cache")
 
 
+CLASSES: dict[str, dict[str, str | None]] = {
+    "several": {"cells": "cells.npy", "dots": "dots.npy", "fibres": None},
+    "one": {"cells": "cells.npy"},
+}
+
+
+def write_classes(folder: Path, classes: dict[str, str | None]) -> Path:
+    """Labels end within raw; the ROI of the first entry does not."""
+    values = json.loads(write_datalist(folder).read_text())
+    ids = np.load(folder / "labels.npy")
+    np.save(folder / "cells.npy", ids[:16, :10])
+    np.save(folder / "dots.npy", (ids == 2**40)[:15, :11].astype(np.uint8))
+    (entry,) = values["training"]
+    del entry["labels"], values["validation"], values["test"]
+    values["training"] = [{**entry, "classes": classes, "roi": {**ROI, "beyond_labels": True}}]
+    path = folder / "classes.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_classes_and_what_lies_beyond_them_are_cached(tmp_path: Path, kind: str) -> None:
+    path = write_classes(tmp_path / "data", CLASSES[kind])
+    preprocessor(path, tmp_path / "cache").run()
+    (volume,) = open_cache(tmp_path / "cache")
+    labels, mask = volume.read_labels(Roi((0, 0, 0), volume.shape))
+    box = tuple(slice(o, o + s) for o, s in zip(ROI["offset"], ROI["shape"], strict=True))
+    ids = np.load(tmp_path / "data" / "labels.npy")
+    known = np.zeros(SHAPE, bool)
+    known[: 15 if kind == "several" else 16, :10] = True
+    expected = ids.copy()
+    if kind == "several":
+        expected = np.where(ids == 2**40, 2, np.where(ids > 0, 1, 0)).astype(np.uint64)
+        known &= ids > 0
+    known &= np.load(tmp_path / "data" / "mask.npy") != 0
+    np.testing.assert_array_equal(mask, known[box])
+    np.testing.assert_array_equal(volume.label_ids()[labels][mask], expected[box][mask])
+    entry = volume.metadata["entry"]
+    if kind == "several":
+        assert volume.label_ids().tolist() == [0, 1, 2, 3], "the cached ids are those of classes"
+        assert entry["class_ids"] == {"cells": 1, "dots": 2, "fibres": 3}
+        assert entry["classes"] == {
+            "cells": "../data/cells.npy",
+            "dots": "../data/dots.npy",
+            "fibres": None,
+        }
+    else:
+        assert entry["class_ids"] == {"cells": "instances"}
+    preprocessor(path, tmp_path / "cache").run()
+
+
+def test_other_classes_for_a_finished_cache_are_refused(tmp_path: Path) -> None:
+    path = write_classes(tmp_path / "data", CLASSES["several"])
+    preprocessor(path, tmp_path / "cache").run()
+    swapped = dict(reversed(CLASSES["several"].items()))
+    write_classes(tmp_path / "data", swapped)
+    with pytest.raises(InputError, match=r"another source .*: entry "):
+        preprocessor(path, tmp_path / "cache").run()
+
+
 def test_only_the_sections_asked_for_are_cached(datalist: Path, tmp_path: Path) -> None:
     preprocessor(datalist, tmp_path / "cache", sections=["validation"]).run()
     assert [volume.id for volume in open_cache(tmp_path / "cache")] == ["b"]

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from funlib.geometry import Coordinate, Roi
+from numpy.typing import NDArray
 from scripts.cubes import cubes
 
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.sampling import CubeRules, CubeSampler, matching
+from custom.volumes import create_ome_zarr_array
 
 SIZE = (5, 4, 7)
 VOXEL_SIZE = [40.0, 8.0, 8.5]
@@ -110,6 +113,135 @@ def test_a_cube_larger_than_every_source_is_refused(opened: list[OpenEntry]) -> 
     assert {c.source for c in CubeSampler(opened, (10, 9, 9)).draw(5)} == {0}, "where it fits"
 
 
+BEYOND = Roi((0, 4, 3), (5, 10, 8))  # of labels, in raw of (9, 14, 13): to its end along y
+
+
+def write_beyond(folder: Path, roi: dict[str, Any] | None = None) -> Path:
+    """Labels in a part of raw, and a validation entry without labels beside them."""
+    rng = np.random.default_rng(0)
+    for name, values, first in (
+        ("raw", rng.integers(0, 255, (9, 14, 13), np.uint8), (0, 0, 0)),
+        ("labels", rng.integers(1, 9, BEYOND.shape, np.uint8), BEYOND.offset),
+    ):
+        z, y, x = (float(s * f) for s, f in zip(VOXEL_SIZE, first, strict=True))
+        store = create_ome_zarr_array(
+            folder / "x.zarr", name, values.shape, values.dtype, "zyx", (40.0, 8.0, 8.5),
+            (z, y, x), (4, 4, 4), {},
+        )  # fmt: skip
+        store[...] = values
+    source = {"id": "part", "raw": "x.zarr/raw", "labels": "x.zarr/labels"}
+    held = {"id": "held", "raw": "x.zarr/raw", "roi": {"offset": [5, 0, 0], "shape": [4, 14, 13]}}
+    content = {"training": [source | ({"roi": roi} if roi else {})], "validation": [held]}
+    path = folder / "sources.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (3, 4, 9)])
+@pytest.mark.parametrize(
+    "roi",
+    [
+        None,
+        {"offset": [0, 2, 0], "shape": [5, 8, 7]},
+        {"offset": [0, -1, 1], "shape": [5, 4, 9], "beyond_labels": True},
+    ],
+    ids=["all labels", "short of two sides", "beyond"],
+)
+def test_cubes_beyond_the_labels_are_all_that_the_rule_allows(
+    tmp_path: Path, roi: dict[str, Any] | None, size: tuple[int, int, int]
+) -> None:
+    (entry,) = parse_datalist(write_beyond(tmp_path, roi)).training
+    opened = open_entry(entry)
+    begin, end = list(opened.roi.begin), list(opened.roi.end)
+    for axis, whole in enumerate((9, 14, 13)):
+        if begin[axis] <= BEYOND.begin[axis]:
+            begin[axis] = 0
+        if end[axis] >= BEYOND.end[axis]:
+            end[axis] = whole
+    centres = opened.roi.intersect(BEYOND)
+    allowed = {
+        corner
+        for corner in np.ndindex(9, 14, 13)
+        if all(b <= c and c + s <= e for b, c, s, e in zip(begin, corner, size, end, strict=True))
+        and centres.contains(Coordinate(c + s // 2 for c, s in zip(corner, size, strict=True)))
+    }
+    sampler = CubeSampler([opened], size, CubeRules(0, 0, 0), beyond_labels=True)
+    found = sampler.draw(len(allowed))
+    assert {tuple(cube.roi.offset) for cube in found} == allowed
+
+
+def test_cubes_beyond_the_labels_stay_out_of_validation_and_keep_their_places(
+    tmp_path: Path,
+) -> None:
+    path = write_beyond(tmp_path)
+    rules = {"min_ground_truth_fraction": 0.3, "min_label_fraction": 0, "min_unique_ids": 0}
+    cubes(str(path), f"{tmp_path}/c.json", (4, 5, 6), 40, beyond_labels=True, **rules)
+    found = [open_entry(entry) for entry in parse_datalist(tmp_path / "c.json").training]
+    assert all(opened.roi.end[0] <= 5 for opened in found), "validation begins there"
+    inside = [opened.roi.intersect(BEYOND).size / opened.roi.size for opened in found]
+    assert min(inside) >= 0.3 and max(inside) == 1 and len(set(inside)) > 5
+    for opened, share in zip(found, inside, strict=True):
+        labels, annotated = opened.read_labels(opened.roi)
+        assert annotated.mean() == pytest.approx(share)
+        assert opened.entry.beyond_labels == (share < 1)
+        assert (labels[annotated] > 0).all() and not labels[~annotated].any()
+
+
+def one_source(folder: Path, labels: NDArray[Any], **fields: str) -> OpenEntry:
+    """An entry of raw and labels on the same voxels."""
+    np.save(folder / "raw.npy", np.ones(labels.shape, np.uint8))
+    np.save(folder / "labels.npy", labels)
+    size = {"raw": VOXEL_SIZE, "labels": VOXEL_SIZE}
+    entry = {"id": "a", "raw": "raw.npy", "labels": "labels.npy", "voxel_size_nm": size, **fields}
+    (folder / "one.json").write_text(json.dumps({"training": [entry]}))
+    return open_entry(parse_datalist(folder / "one.json").training[0])
+
+
+def test_a_mask_that_hides_everything_leaves_no_cube(tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", np.zeros((9, 8, 7), bool))
+    opened = one_source(tmp_path, np.ones((9, 8, 7), np.uint8), mask="mask.npy")
+    with pytest.raises(InputError, match="rejected: 200 by min_ground_truth_fraction"):
+        CubeSampler([opened], (4, 4, 4)).draw(2)
+
+
+def test_labels_may_be_their_own_mask(tmp_path: Path) -> None:
+    labels = np.zeros((9, 8, 7), np.uint8)
+    labels[2:7] = 5
+    opened = one_source(tmp_path, labels, mask="labels.npy")
+    for cube in CubeSampler([opened], (4, 3, 2), CubeRules(0.75, 1, 1)).draw(9):
+        assert 1 <= cube.roi.begin[0] <= 4, "three of its four sections lie within 2 to 6"
+
+
+def test_objects_of_one_voxel_and_ids_of_64_bits_count(tmp_path: Path) -> None:
+    labels = np.zeros((9, 8, 7), np.uint64)
+    labels[4, 4, 3], labels[4, 4, 4] = 7, 2**32 + 7
+    opened = one_source(tmp_path, labels)
+    found = CubeSampler([opened], (3, 3, 3), CubeRules(0, 0, 2)).draw(3)
+    inside = [c.roi.contains(Roi((4, 4, 3), (1, 1, 2))) for c in found]
+    assert inside == [True] * 3
+    with pytest.raises(InputError, match="by min_unique_ids"):
+        CubeSampler([opened], (3, 3, 3), CubeRules(0, 0, 3)).draw(1)
+
+
+def test_a_source_is_opened_once_however_many_cubes_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens: list[Path] = []
+
+    def counted(path: Path) -> NDArray[Any]:
+        opens.append(path)
+        found: NDArray[Any] = np.load(path, mmap_mode="r")
+        return found
+
+    monkeypatch.setattr("custom.file_arrays._open_npy", counted)
+    opened = one_source(tmp_path, np.ones((9, 8, 7), np.uint8))
+    before = len(opens)
+    sampler = CubeSampler([opened], (3, 3, 3), CubeRules(0, 0, 2))
+    with pytest.raises(InputError, match="500 by min_unique_ids"):
+        sampler.draw(5)
+    assert len(opens) == before, "open_entry has opened the labels for all reads to come"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -158,9 +290,27 @@ def test_the_same_command_again_is_fine_another_is_refused(sources: Path, tmp_pa
     assert out.read_text() == before
 
 
+def test_a_source_that_a_cube_does_not_fit_into_is_named(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cubes(str(sources), str(tmp_path / "cubes.json"), size=(9, 10, 9), count=3)
+    printed = capsys.readouterr().out
+    assert "left out: 'small', which is smaller" in printed
+    assert "left out: 'bare'" in printed
+    assert "'large'" not in printed
+
+
+def test_a_source_that_is_all_0_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="all 0"):
+        one_source(tmp_path, np.zeros((9, 8, 7), np.uint8))
+    with pytest.raises(SystemExit, match=r"labels of entry 'a' .*labels.npy'\) are all 0"):
+        cubes(str(tmp_path / "one.json"), str(tmp_path / "cubes.json"), size=3, count=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"size": 4, "beyond_labels": "yes"}, "beyond_labels must be True or False, got 'yes'"),
         ({"size": 0}, "size must be 3 whole numbers from 1 on"),
         ({"size": 4, "count": 0}, "count must be 1 whole numbers from 1 on"),
         ({"size": 4, "include": "x*"}, "no entry of section 'training' .* its ids are: large"),

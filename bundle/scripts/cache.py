@@ -22,12 +22,14 @@ from custom.features.cache_prune import removable
 from custom.files import write_atomically
 from custom.pictures import png_bytes
 from custom.preprocessing import exclusive
+from scripts.strict import strict
 
 COLUMNS = ("id", "section", "shape", "features", "channels", "bytes", "bytes/voxel", "state")
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
     """Let a user's mistake end the command with its sentence and status 1."""
+    command = strict(command)
 
     @wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from custom.datalist import DatalistEntry, open_entry
+from custom.datalist import open_entry
+from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.json_fields import hint
 from custom.locations import Location
@@ -28,7 +29,7 @@ SAME_SIZE = 1e-3  # relative: what is rounded away when a voxel size is typed
 
 def cellmap_entries(
     trees: Sequence[Path],
-    label_class: str,
+    label_classes: Sequence[str],
     size: Triple,
     em: str = "",
     raw_size: Triple | None = None,
@@ -37,45 +38,60 @@ def cellmap_entries(
 
     Args:
         trees: folders with ``recon-1`` in them.
-        label_class: class whose instances are the labels.
+        label_classes: one class, whose instances are the labels; or several in order, which are
+            merged (``classes`` of a datalist), null where a crop does not have one.
         size: voxel size of labels, zyx, in nm.
         em: name of raw; "" where there is only one.
         raw_size: voxel size of raw, which may be finer; None for that of labels.
 
     Returns:
-        The entries, and for every crop with this class that cannot be used a sentence why.
+        The entries, and for every crop with such a class that cannot be used a sentence why.
 
     Raises:
         InputError: no raw or no crop of this voxel size, or no such class.
     """
     entries, left_out = [], []
-    crops = _annotated(trees, label_class)
+    crops = _annotated(trees, label_classes)
     found = dict.fromkeys(tree for tree, _ in crops)
     raws = {tree: _level(_em(tree, em), raw_size or size) for tree in found}
     for tree, crop in crops:
         name = entry_id(f"{tree.name.removesuffix('.zarr')}-{crop.name}")
         try:
-            labels = _level(crop / label_class, size)
-            _check_instances(labels)
-            entry = DatalistEntry(name, str(raws[tree]), str(labels))
+            entry = _entry(name, raws[tree], crop, label_classes, size)
             open_entry(entry)
         except InputError as reason:
             left_out.append(str(reason))
         else:
             entries.append(entry)
     if not entries:
-        raise InputError(f"no crop with '{label_class}' can be used: {'; '.join(left_out)}")
+        named = "' or '".join(label_classes)
+        raise InputError(f"no crop with '{named}' can be used: {'; '.join(left_out)}")
     return entries, left_out
 
 
-def _annotated(trees: Sequence[Path], label_class: str) -> list[tuple[Path, Path]]:
-    """Every tree and crop that has the class."""
-    crops = [(tree, crop) for tree in trees for crop in _crops(tree)]
-    found = [(tree, crop) for tree, crop in crops if label_class in children(crop)]
-    if not found:
-        known = sorted({name for _, crop in crops for name in children(crop)})
-        raise InputError(f"no crop is annotated for '{label_class}'{hint(label_class, known)}")
-    return found
+def _entry(
+    name: str, raw: Path, crop: Path, label_classes: Sequence[str], size: Triple
+) -> DatalistEntry:
+    """Entry of one crop."""
+    levels = {c: _level(crop / c, size) for c in label_classes if c in children(crop)}
+    for level in levels.values():
+        _check_known(level)
+    if len(label_classes) > 1:
+        paths = {c: str(levels[c]) if c in levels else None for c in label_classes}
+        return DatalistEntry(name, str(raw), classes=paths)
+    (level,) = levels.values()
+    _check_instances(level)
+    return DatalistEntry(name, str(raw), str(level))
+
+
+def _annotated(trees: Sequence[Path], label_classes: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Every tree and crop that has one of the classes."""
+    crops = [(tree, crop, children(crop)) for tree in trees for crop in _crops(tree)]
+    known = {name for *_, names in crops for name in names}
+    for name in label_classes:
+        if name not in known:
+            raise InputError(f"no crop is annotated for '{name}'{hint(name, sorted(known))}")
+    return [(tree, crop) for tree, crop, names in crops if set(names) & set(label_classes)]
 
 
 def _crops(tree: Path) -> list[Path]:
@@ -116,15 +132,23 @@ def _level(group: Path, size: Triple) -> Path:
 
 
 def _check_instances(level: Path) -> None:
-    """Refuse what CellMap's own metadata say is not fit for instance labels."""
-    node = read_node(Location(str(level)))
-    annotation = _at(node.attributes if node else {}, "cellmap", "annotation")
-    if _at(annotation, "annotation_type", "type") == "semantic_segmentation":
+    """Refuse what CellMap's own metadata say are no instances."""
+    if _at(_annotation(level), "annotation_type", "type") == "semantic_segmentation":
         raise InputError(f"{level} has one id for all objects (semantic segmentation)")
-    if unknown := _at(annotation, "complement_counts", "unknown"):
+
+
+def _check_known(level: Path) -> None:
+    """Refuse what CellMap's own metadata say is only partly known."""
+    if unknown := _at(_annotation(level), "complement_counts", "unknown"):
         raise InputError(
             f"{level} has {unknown} voxels of unknown class, for which a datalist has no word"
         )
+
+
+def _annotation(level: Path) -> Any:
+    """CellMap's own metadata of labels."""
+    node = read_node(Location(str(level)))
+    return _at(node.attributes if node else {}, "cellmap", "annotation")
 
 
 def _at(value: Any, *keys: str) -> Any:

@@ -11,12 +11,19 @@ from typing import Any
 
 import fire
 
-from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
+from custom.datalist import (
+    SECTIONS,
+    OpenEntry,
+    datalist_from,
+    open_entry,
+    parse_datalist,
+    place_entry,
+)
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.json_fields import whole_numbers
 from custom.locations import moved, resolve
-from custom.sampling import Cube, CubeRules, CubeSampler, in_label_voxels, matching
+from custom.sampling import Cube, CubeRules, CubeSampler, matching, stated
 
 PATHS = ("raw", "labels", "mask")
 
@@ -34,11 +41,13 @@ def cubes(
     include: str | Sequence[str] = "*",
     exclude: str | Sequence[str] = (),
     seed: int = 0,
+    beyond_labels: bool = False,
     **unknown: object,
 ) -> None:
     """Replace the entries of a section by random cubes inside their ROIs.
 
-    The other sections are copied. Sources without labels give cubes that no rule applies to.
+    What is drawn follows from datalist, options and seed alone. The other sections are copied.
+    Sources without labels give cubes that no rule applies to.
 
     Args:
         datalist: of the large sources.
@@ -49,10 +58,13 @@ def cubes(
         weights: of the sources: uniform, or size (in proportion to the places in them).
         min_label_fraction: of the voxels where labels count, those with a label.
         min_ground_truth_fraction: of a cube's voxels, those where labels count.
-        min_unique_ids: different labels in a cube, background not counted.
+        min_unique_ids: different labels (of several classes: classes) in a cube, background not
+            counted.
         include: patterns of entry ids to sample, such as "jrc_*"; several as a list.
         exclude: patterns of entry ids to leave out.
         seed: another seed, other cubes.
+        beyond_labels: a cube's centre lies in the labels, the rest may lie where they have ended
+            (inside raw, and outside validation); nothing is annotated there.
         unknown: refused.
     """
     try:
@@ -65,12 +77,19 @@ def cubes(
         source, target = (Path(os.path.abspath(path)) for path in (datalist, out))
         entries = _entries(source, section, *chosen)
         opened = [open_entry(entry) for _, entry in entries]
-        sampler = CubeSampler(opened, (cube[0], cube[1], cube[2]), rules, weights, seed)
+        if not isinstance(beyond_labels, bool):
+            raise InputError(f"beyond_labels must be True or False, got {beyond_labels!r}")
+        apart = _opposite(source, section) if beyond_labels else []
+        sampler = CubeSampler(
+            opened, (cube[0], cube[1], cube[2]), rules, weights, seed, beyond_labels, apart
+        )
         found = sampler.draw(total, progress=True)
         sampled = _described([given for given, _ in entries], opened, found)
         _write(source, target, section, sampled)
     except InputError as mistake:
         raise SystemExit(str(mistake)) from None
+    for id_ in sampler.too_small:
+        print(f"left out: '{id_}', which is smaller than a cube")
     rejected = ", ".join(f"{n} by {name}" for name, n in sampler.rejected.most_common())
     print(f"{len(found)} cubes in {target} (rejected: {rejected or 'none'})")
 
@@ -92,6 +111,12 @@ def _entries(
     return chosen
 
 
+def _opposite(source: Path, section: str) -> list[OpenEntry]:
+    """Validation seen from training, and training seen from validation."""
+    other = {"training": "validation", "validation": "training"}.get(section)
+    return [place_entry(e) for e in parse_datalist(source).section(other)] if other else []
+
+
 def _described(
     written: Sequence[Mapping[str, Any]], opened: Sequence[OpenEntry], cubes: Sequence[Cube]
 ) -> list[dict[str, Any]]:
@@ -99,9 +124,8 @@ def _described(
     result = []
     for number, cube in enumerate(cubes):
         entry = written[cube.source]
-        roi = in_label_voxels(opened[cube.source], cube.roi)
-        box = {"offset": list(roi.offset), "shape": list(roi.shape)}
-        result.append({**entry, "id": f"{entry['id']}-{number:04d}", "roi": box})
+        roi = stated(opened[cube.source], cube.roi)
+        result.append({**entry, "id": f"{entry['id']}-{number:04d}", "roi": roi})
     return result
 
 
@@ -109,9 +133,15 @@ def _write(source: Path, target: Path, section: str, sampled: Sequence[dict[str,
     """The new datalist, its paths relative to its own folder as those of the source's were."""
     given = json.loads(source.read_text())
     given[section] = list(sampled)
+    datalist_from(given, source)
     for entry in (entry for name in SECTIONS for entry in given.get(name, [])):
         for field in (field for field in PATHS if entry.get(field)):
             entry[field] = _moved(entry[field], source.parent, target.parent)
+        if entry.get("classes"):
+            entry["classes"] = {
+                name: path and _moved(path, source.parent, target.parent)
+                for name, path in entry["classes"].items()
+            }
     content = json.dumps(given, indent=2) + "\n"
     if target.exists() and target.read_text() != content:
         raise InputError(f"'{target}' exists and holds something else; choose another file")

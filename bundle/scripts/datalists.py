@@ -6,6 +6,8 @@ From inside ``bundle/``, one of::
     python -m scripts.datalists pairs <folder> pairs.json --voxel_size_nm 40,8,8 --validation 0.2
     python -m scripts.datalists cellmap jrc_hela-2.zarr mito.json --label_class mito
         --voxel_size_nm 8 --validation "jrc_hela-2-crop1,jrc_hela-2-crop2?"
+    python -m scripts.datalists cellmap jrc_hela-2.zarr three.json --label_class mito,er,nuc
+        --voxel_size_nm 8 --validation 0.2
 """
 
 import json
@@ -19,7 +21,8 @@ import fire
 import h5py
 from fire.decorators import SetParseFn
 
-from custom.datalist import SECTIONS, DatalistEntry, datalist_from, open_entry
+from custom.datalist import SECTIONS, datalist_from, open_entry
+from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.json_fields import hint, voxel_size
@@ -120,7 +123,9 @@ def cellmap(
 
     Args:
         paths: the trees, folders with recon-1 in them, and last the datalist to write.
-        label_class: annotated class whose instances are the labels.
+        label_class: annotated class whose instances are the labels; or several, with commas: their
+            voxels get the ids 1, 2, ... in this order, a later class over an earlier one, and where
+            a crop lacks a class, voxels that no other one claims count as unknown.
         voxel_size_nm: one number or z,y,x.
         raw_voxel_size_nm: the same for raw, where a finer level of it is wanted.
         em: name of the raw volume where a tree has several.
@@ -140,11 +145,12 @@ def cellmap(
     )
     with _one_sentence(unknown, *known):
         trees, out = _inputs_and_output(paths)
+        classes = _class_names(label_class)
         size = _voxel_size(voxel_size_nm)
         raw_size = (
             _voxel_size(raw_voxel_size_nm, "raw_voxel_size_nm") if raw_voxel_size_nm else None
         )
-        entries, left_out = cellmap_entries(trees, label_class, size, em, raw_size)
+        entries, left_out = cellmap_entries(trees, classes, size, em, raw_size)
         write_datalist(out, entries, Split(validation, test, seed))
         for reason in left_out:
             print(f"left out: {reason}")
@@ -172,7 +178,7 @@ def write_datalist(out: Path, entries: Sequence[DatalistEntry], split: Split) ->
         raise InputError(f"{out} exists with other content; delete it or choose another name")
     datalist = datalist_from(content, out)
     for entry in (*datalist.training, *datalist.validation):
-        if entry.labels is None:
+        if entry.truth is None:
             raise InputError(f"'{entry.id}' has no labels; name it in --test")
     for entry in datalist.entries():
         open_entry(entry)
@@ -250,6 +256,14 @@ def _matches(folder: Path, pattern: str) -> dict[str, Path]:
     return found
 
 
+def _class_names(text: str) -> list[str]:
+    """Names with commas between them, each once."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise InputError(f"--label_class must be names with commas, each once, got '{text}'")
+    return names
+
+
 def _voxel_size(text: str, option: str = "voxel_size_nm") -> Triple:
     """One number for all axes, or z,y,x."""
     try:
@@ -278,8 +292,8 @@ def _absolute(path: str) -> Path:
 def _as_json(entry: DatalistEntry) -> dict[str, object]:
     """An entry as it stands in the file."""
     found: dict[str, object] = {"id": entry.id, "raw": entry.raw}
-    if entry.labels is not None:
-        found["labels"] = entry.labels
+    if entry.truth is not None:
+        found["labels" if entry.classes is None else "classes"] = entry.truth
     sizes = {"raw": entry.raw_voxel_size_nm, "labels": entry.labels_voxel_size_nm}
     stated = {field: list(size) for field, size in sizes.items() if size is not None}
     return found | ({"voxel_size_nm": stated} if stated else {})

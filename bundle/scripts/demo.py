@@ -21,6 +21,7 @@ from scripts.steps import (
     score_table,
     step_table,
 )
+from scripts.strict import strict
 from scripts.synthetic import triple
 
 OVERLAY = BUNDLE / "configs" / "experiments" / "demo.json"
@@ -30,6 +31,7 @@ NOTICE = (
 )
 
 
+@strict
 def demo(
     out: str = "../demo",
     size: int | tuple[int, int, int] = 128,

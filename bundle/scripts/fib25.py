@@ -22,6 +22,7 @@ from scripts.steps import (
     score_table,
     step_table,
 )
+from scripts.strict import strict
 
 OVERLAY = BUNDLE / "configs" / "experiments" / "fib25.json"
 LABELS = "labels/neurons"
@@ -29,6 +30,7 @@ TRAINING_Z = (0, 125)
 HELD_OUT_Z = (129, 166)
 
 
+@strict
 def fib25(data: str, backbone: str, out: str) -> None:
     """Preprocess z 0-166, train on z 0-125, segment the whole cube, score z 129-166.
 

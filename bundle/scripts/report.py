@@ -12,7 +12,8 @@ import zarr
 from numpy.typing import NDArray
 
 from custom import __version__
-from custom.datalist import DatalistEntry, parse_datalist
+from custom.datalist import parse_datalist
+from custom.datalist_entry import DatalistEntry
 from custom.evaluation import Comparison, compared
 from custom.pictures import grey_image, matched_to_truth, overlay, paint, plane_slice
 from custom.planes import PLANES

@@ -22,6 +22,7 @@ from skimage.measure import label as connected_objects
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.volumes import create_ome_zarr_array
+from scripts.strict import strict
 
 Floats = NDArray[np.float32]
 Number = TypeVar("Number", int, float)
@@ -353,6 +354,7 @@ def triple(value: Number | Sequence[Number]) -> tuple[Number, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,) * 3
 
 
+@strict
 def main(
     out: str,
     size: int | tuple[int, int, int] = 128,

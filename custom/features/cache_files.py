@@ -1,6 +1,5 @@
 """Where a cached volume lies, the arrays in it, and the marker of an unfinished one."""
 
-import errno
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import tensorstore
 from numpy.typing import DTypeLike, NDArray
 
 from custom.errors import InputError
-from custom.files import write_atomically
+from custom.files import disk_fault, write_atomically
 
 FORMAT = "emseg feature cache 2"
 OLDER_FORMATS = ("emseg feature cache 1",)  # Zarr v2, without checksums
@@ -29,9 +28,6 @@ GRID_CHUNK = (4, 16, 16)  # slices, entries, entries; of all channels, while a v
 
 Json = dict[str, Any]
 
-# The outside of the machine, not of the code: what keeps a file from being written.
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
 _FILE_ERROR = re.compile(
     r'local file "([^"]*)":? (?:is )?(.*?)(?:; at byte \d+)?(?: \[\w+=.*)?$', re.DOTALL
 )
@@ -267,15 +263,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
-        found = _OS_ERROR.search(str(error))
-        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-        if code not in WRITE_ERRORS:
+        fault = disk_fault(error)
+        if fault is None:
             raise
-        full = code in (errno.ENOSPC, errno.EDQUOT)
         raise InputError(
-            f"cache file '{path}' cannot be written ({os.strerror(code)}): "
-            f"{'make room' if full else 'allow writing there'} or choose another cache_dir; what "
-            f"is written is kept, the same command goes on from there"
+            f"cache file '{path}' {fault} or choose another cache_dir; what is written is kept, "
+            f"the same command goes on from there"
         ) from error
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from numpy.typing import NDArray
+from scripts import cache
 
+from custom.features.cache import open_cache
 from tests.bundle import tiny
 
 RAW = np.arange(np.prod(tiny.SHAPE), dtype=np.uint8).reshape(tiny.SHAPE)
@@ -106,6 +108,27 @@ def mistyped_key(folder: Path, entry: dict[str, Any]) -> None:
     entry["lables"] = entry.pop("labels")
 
 
+def two_kinds_of_labels(folder: Path, entry: dict[str, Any]) -> None:
+    entry["classes"] = {"cells": entry["labels"]}
+
+
+def no_class(folder: Path, entry: dict[str, Any]) -> None:
+    entry["classes"] = {"cells": None}
+    del entry["labels"]
+
+
+def classes_in_one_entry(folder: Path, entry: dict[str, Any]) -> None:
+    entry["classes"] = {"cells": entry.pop("labels")}
+
+
+def roi_before_the_labels(folder: Path, entry: dict[str, Any]) -> None:
+    entry["roi"]["offset"][0] = -1
+
+
+def roi_beyond_raw(folder: Path, entry: dict[str, Any]) -> None:
+    entry["roi"] |= {"offset": [-1, 0, 0], "beyond_labels": True}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -119,6 +142,11 @@ def mistyped_key(folder: Path, entry: dict[str, Any]) -> None:
         (overlapping_parts, ["'synthetic-training'", "'synthetic-validation'", "overlap"]),
         (roi_outside, ["'synthetic-training'", "roi", "sticks out"]),
         (mistyped_key, ["synthetic-training", "'lables'", "did you mean 'labels'"]),
+        (two_kinds_of_labels, ["synthetic-training", "both 'labels' and 'classes'", "keep one"]),
+        (no_class, ["synthetic-training", "classes gives no path", "leave 'classes' out"]),
+        (classes_in_one_entry, ["'synthetic-training'", "classes cells", "same classes"]),
+        (roi_before_the_labels, ["synthetic-training", "roi.offset", "from 0 on"]),
+        (roi_beyond_raw, ["'synthetic-training'", "[-1, 0, 0]", "sticks out of raw"]),
     ],
 )
 def test_a_mistake_in_the_data_is_named_before_anything_is_cached(
@@ -178,6 +206,41 @@ def test_a_backbone_that_cannot_be_had_is_explained(
     says(refused(name, project, backbone="owner/vit"), words)
 
 
+@pytest.mark.parametrize("name", ["preprocessing", "training", "inference"])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features#window": 4}, ["features.window", "at least 8 pixels", "got 4"]),
+        ({"features#stride": 3}, ["features.stride", "patch size of 8", "1, 2, 4, 8", "got 3"]),
+        ({"features#layers": [2]}, ["layers", "2", "1"]),
+        ({"features#layers": []}, ["layers"]),
+    ],
+)
+def test_features_that_the_backbone_cannot_give_are_explained(
+    project: Path, name: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    shutil.rmtree(project / ("cache" if name == "preprocessing" else "output"))
+    if name == "training":
+        shutil.rmtree(project / "model")
+    says(refused(name, project, **changes), words)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("preprocessing", ["volume_000000.zarr", "dtype (float16, not int8)"]),
+        ("training", ["volume_000000.zarr", "dtype (float16, not int8)"]),
+        ("inference", ["model", "dtype", "float16", "int8"]),
+    ],
+)
+def test_int8_for_what_was_made_as_float16_is_refused(
+    project: Path, name: str, words: list[str]
+) -> None:
+    if name == "training":
+        shutil.rmtree(project / "model")
+    says(refused(name, project, **{"features#dtype": "int8"}), words)
+
+
 @pytest.mark.parametrize("name", ["preprocessing", "inference"])
 def test_a_folder_without_weights_is_named(project: Path, name: str) -> None:
     (project / "vit").mkdir()
@@ -218,6 +281,97 @@ def test_an_unfinished_cache_is_refused(project: Path) -> None:
 
 def power_cut(*_: object) -> None:
     raise RuntimeError("power cut")
+
+
+def token_chunk(project: Path) -> Path:
+    """A chunk of features of the training volume."""
+    chunks = (project / "cache" / "volume_000000.zarr" / "tokens_xz" / "c").rglob("*")
+    return next(path for path in sorted(chunks) if path.is_file())
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    return content[:-20] + bytes([content[-20] ^ 4]) + content[-19:]
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped])
+def test_a_damaged_chunk_is_named_by_check_and_when_it_is_read(
+    project: Path, damage: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chunk = token_chunk(project)
+    chunk.write_bytes(damage(chunk.read_bytes()))
+    name = str(chunk.relative_to(chunk.parents[4]))
+    with pytest.raises(SystemExit):
+        cache.check(str(project / "cache"))
+    says(capsys.readouterr().out, ["volume_000000 (synthetic-training), tokens_xz", name])
+    shutil.rmtree(project / "model")
+    sentence = tiny.mistake(lambda: tiny.run("training", project, crop_size=[24, 32, 32]))
+    says(sentence, ["volume_000000.zarr", "'tokens_xz'", f"'{name}'", "run preprocessing again"])
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=100_000))
+    says(refused("preprocessing", data), [str(data / "cache"), "0.0 GB left", "choose another"])
+
+
+def test_a_disk_that_fills_up_ends_in_a_sentence_and_the_same_command_goes_on(
+    data: Path,
+) -> None:
+    arguments = ["-c", LIMITED, "4000", *tiny.arguments("preprocessing", data)[2:]]
+    done = tiny.command(arguments)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    says(last, ["error: cache file", "volume_000000.zarr", "File too large", "goes on from there"])
+    tiny.run("preprocessing", data)
+    assert len(open_cache(data / "cache")) == 2
+
+
+# A bundle run whose process may write no file larger than so many bytes.
+LIMITED = """
+import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("monai.bundle", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "file"), [("training", "last.pt"), ("inference", "affinities")])
+def test_every_run_says_so_when_the_disk_fills_up(project: Path, name: str, file: str) -> None:
+    shutil.rmtree(project / ("model" if name == "training" else "output"))
+    done = tiny.command(["-c", LIMITED, "3000", *tiny.arguments(name, project)[2:]])
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    says(last, ["error: ", file, "File too large", "make room"])
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("preprocessing", "cache"),
+        ("training", "model"),
+        ("inference", "output"),
+        ("evaluating", "eval"),
+    ],
+)
+def test_a_folder_that_may_not_be_written_is_a_sentence(
+    project: Path, name: str, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(project / folder)
+
+    def read_only(path: object, *_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("os.mkdir", read_only)
+    before = tiny.files(project)
+    sentence = tiny.mistake(lambda: tiny.run(name, project))
+    says(sentence, ["Read-only file system", "allow writing there", str(project / folder)])
+    assert tiny.files(project) == before
 
 
 def test_no_cache_is_said(data: Path) -> None:

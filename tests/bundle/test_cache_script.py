@@ -99,6 +99,15 @@ def test_prune_removes_what_a_datalist_does_not_name(
     assert [volume.id for volume in open_cache(folder)] == ["cube2"]
 
 
+@pytest.mark.parametrize("surplus", [["--dryrun"], ["x.json", "False", "yes"]])
+def test_prune_removes_nothing_if_it_does_not_know_an_option(
+    folder: Path, surplus: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"no option --dryrun; did you mean 'dry_run'|too many"):
+        run("prune", folder, *surplus)
+    assert (folder / "volume_000001.zarr").exists()
+
+
 @pytest.mark.parametrize("name", ["cube0", "volume_000000"])
 def test_show_writes_a_picture(
     folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -239,6 +239,17 @@ def test_files_without_their_other_half_are_all_listed(tmp_path: Path) -> None:
     assert "b.tif" not in sentence
 
 
+def test_labels_without_any_object_are_refused_before_writing(tmp_path: Path) -> None:
+    write_pairs(tmp_path, ["images/a.tif", "images/b.tif"], ["labels/a.tif", "labels/b.tif"])
+    empty = np.zeros((3, 4, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "labels/b.tif", empty, photometric="minisblack")
+    sentence = refused(
+        lambda: datalists.pairs(str(tmp_path), f"{tmp_path}/x.json", voxel_size_nm="8")
+    )
+    assert "labels of entry 'b'" in sentence and "are all 0" in sentence
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_hidden_files_are_no_images(tmp_path: Path) -> None:
     write_pairs(tmp_path, ["images/a.tif", "images/._a.tif"], ["labels/a.tif"])
     datalists.pairs(str(tmp_path), f"{tmp_path}/x.json", voxel_size_nm="8")
@@ -409,6 +420,35 @@ def test_a_crop_that_cannot_be_used_is_left_out_and_the_reason_printed(
     assert reason in line
 
 
+def test_several_classes_go_into_one_entry_in_the_order_stated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = write_tree(tmp_path / "a.zarr")
+    semantic = {"annotation_type": {"type": "semantic_segmentation"}}
+    unknown = {"complement_counts": {"unknown": 7}}
+    corner = (-2.5, -2.0, -1.5)
+    write_crop(tree, "crop1", "er", offset=corner, value=0, annotation=semantic)
+    write_crop(tree, "crop2", "nuc", offset=(37.5, 30, 22.5), annotation=unknown)
+    write_crop(tree, "crop11", "nuc", offset=corner)
+    out = tmp_path / "x.json"
+    datalists.cellmap(str(tree), str(out), label_class="nuc,er,mito", voxel_size_nm="10,8,6")
+    entries = {entry.id: entry for entry in parse_datalist(out).training}
+    assert list(entries) == ["a-crop1", "a-crop10", "a-crop11"]
+    crops = tree / "recon-1/labels/groundtruth"
+    assert list((entries["a-crop1"].classes or {}).items()) == [
+        ("nuc", None),
+        ("er", str(crops / "crop1/er/s1")),
+        ("mito", str(crops / "crop1/mito/s1")),
+    ]
+    for name, id_ in (("a-crop1", 3), ("a-crop10", 3), ("a-crop11", 1)):
+        opened = open_entry(entries[name])
+        labels, annotated = opened.read_labels(opened.roi)
+        assert annotated.all()
+        assert set(np.unique(labels)) == {id_}
+    (line,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("left out")]
+    assert "crop2/nuc/s1 has 7 voxels of unknown class" in line
+
+
 def test_instances_by_cellmaps_own_metadata_are_taken(tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "a.zarr")
     annotation = {
@@ -425,11 +465,15 @@ def test_instances_by_cellmaps_own_metadata_are_taken(tmp_path: Path) -> None:
     [
         ({"label_class": "mitos"}, "is annotated for 'mitos'; did you mean 'mito'"),
         ({"voxel_size_nm": "9"}, "no level with voxels of 9 x 9 x 9 nm, but 10 x 8 x 6, 20 x 16"),
+        ({"voxel_size_nm": "10,8,7"}, "no level with voxels of 10 x 8 x 7 nm, but 10 x 8 x 6"),
         ({"voxel_size_nm": "5,4,3"}, "no level with voxels of 5 x 4 x 3 nm, but 10 x 8 x 6"),
         ({"raw_voxel_size_nm": "5,4,3"}, "no level with voxels of 5 x 4 x 3 nm, but 10 x 8 x 6"),
         ({"raw_voxel_size_nm": "20,16,12"}, "may be finer than labels but not coarser"),
         ({"em": "tem"}, "recon-1/em has no 'tem'; known are fibsem-uint8"),
         ({"label_class": "nuc"}, "no crop with 'nuc' can be used"),
+        ({"label_class": "mito,nucl"}, "is annotated for 'nucl'; did you mean 'nuc'"),
+        ({"label_class": "mito,mito"}, "--label_class must be names with commas, each once"),
+        ({"label_class": "mito,"}, "--label_class must be names with commas, each once"),
     ],
 )
 def test_what_a_tree_does_not_have_is_a_sentence(

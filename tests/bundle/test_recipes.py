@@ -1,9 +1,11 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import fire
 import numpy as np
 import pytest
-from scripts import demo, fib25
+from scripts import demo, fib25, synthetic
 from scripts.steps import Step, StepError
 
 from custom.datalist import open_entry, parse_datalist
@@ -79,6 +81,32 @@ def test_fib25_names_missing_data_in_one_line_and_writes_nothing(
     assert str(data) in str(stopped.value)
     assert "\n" not in str(stopped.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (demo.demo, ["--epoch", "3"], "there is no option --epoch; did you mean 'epochs'"),
+        (demo.demo, ["64", "0", "16", "2", "7"], "an argument too many: 7"),
+        (fib25.fib25, ["--epochs=3"], "there is no option --epochs; known are data, backbone, out"),
+        (synthetic.main, ["--voxelsize", "8"], "no option --voxelsize; did you mean 'voxel_size'"),
+    ],
+)
+def test_a_recipe_refuses_what_it_does_not_know_before_it_begins(
+    tmp_path: Path, command: Callable[..., None], arguments: list[str], message: str
+) -> None:
+    data = [str(cube(tmp_path, 166)), "facebook/vit"] if command is fib25.fib25 else []
+    with pytest.raises(SystemExit, match=message):
+        fire.Fire(command, [*data, str(tmp_path / "out"), *arguments])
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_is_given_and_nothing_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_demo", None)
+    fire.Fire(demo.demo, ["--help"])
+    assert "--voxel_size" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
