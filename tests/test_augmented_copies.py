@@ -216,6 +216,19 @@ def test_an_entry_that_became_validation_keeps_no_copy(
         preprocessor(path, copied, sections=SECTIONS).run()
 
 
+def test_copies_have_the_principal_components_of_their_volumes(
+    datalist: Path, tmp_path: Path
+) -> None:
+    reduced = {**FEATURES, "pca": 5}
+    for copies in (0, 1):
+        run(datalist, tmp_path / str(copies), copies, features=reduced)
+    without, found = arrays_of(tmp_path / "0"), arrays_of(tmp_path / "1")
+    for name, values in without.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    run(datalist, tmp_path / "0", 1, features=reduced)
+    assert_same_arrays(tmp_path / "1", tmp_path / "0")
+
+
 def test_copies_need_the_training_section(datalist: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"augmented_copies is 2, but .* lacks 'training'"):
         run(datalist, tmp_path / "cache", 2, sections=["validation"])
