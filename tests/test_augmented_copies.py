@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from funlib.geometry.roi import Roi
 
 from custom import preprocessing
@@ -22,6 +23,7 @@ from custom.features.intensity import to_unit_range
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.training import model_description, training_volumes
+from tests import test_finer_raw
 from tests.test_preprocessing import (
     FEATURES,
     ROI,
@@ -113,6 +115,28 @@ def test_a_copys_features_are_those_of_raw_that_was_changed_alike(
     assert volume.raw_window == expected.raw_window == (0, 255)
     box = Roi(ROI["offset"], ROI["shape"]).to_slices()
     assert np.abs(volume.read_raw(whole) / 255 - changed[box]).max() < 0.003
+
+
+def test_finer_raw_of_a_copy_is_changed_before_it_is_resampled(tmp_path: Path) -> None:
+    given = test_finer_raw.write_datalist(tmp_path / "data", "uint16")
+    features = test_finer_raw.FEATURES
+    run(given, tmp_path / "cache", 1, features=features)
+    copy = open_cache(tmp_path / "cache", "training", copies=True)[1]
+    change = IntensityChange(**copy.metadata["intensity_change"])
+    window = tuple(copy.metadata["intensity_window"])
+    raw = zarr.open(tmp_path / "data" / "x.zarr" / "raw" / "s0", mode="r")[:]
+    changed = change(to_unit_range(raw, window), (0, 0, 0))
+    path = test_finer_raw.write(
+        tmp_path / "data", "changed", changed, test_finer_raw.FINE, (0, 0, 0)
+    )
+    values = json.loads(given.read_text())
+    values["training"][0] |= {"raw": path, "intensity_window": [0, 1]}
+    (tmp_path / "data" / "changed.json").write_text(json.dumps(values))
+    run(tmp_path / "data" / "changed.json", tmp_path / "other", 0, features=features)
+    expected = open_cache(tmp_path / "other", "training")[0]
+    assert same_features(copy, expected)
+    whole = Roi((0, 0, 0), copy.shape)
+    np.testing.assert_array_equal(copy.read_raw(whole), expected.read_raw(whole))
 
 
 def test_copies_differ_in_raw_and_features_and_not_in_labels(copied: Path) -> None:

@@ -15,6 +15,7 @@ from custom.features.intensity import IntensityWindow, to_unit_range
 from custom.file_arrays import Box
 from custom.json_fields import check_keys, mapping, numbers
 from custom.volumes import Volume
+from custom.working_grid import ResampledVolume, axes_of, source_of
 
 NEUTRAL: Mapping[str, float] = {"contrast": 1.0, "brightness": 0.0, "gamma": 1.0, "noise": 0.0}
 
@@ -71,9 +72,15 @@ class ChangedArray:
 
 
 def changed_volume(source: Volume, window: IntensityWindow, change: IntensityChange) -> Volume:
-    """A volume with changed grey values, whose intensity window is (0, 1)."""
+    """A volume with changed grey values, whose intensity window is (0, 1).
+
+    Where raw is finer than its grid, it is changed before it is resampled, as a file would be.
+    """
     metadata = replace(source.metadata, dtype="float32")
-    return Volume(source.path, metadata, ChangedArray(source, window, change))
+    if source_of(source) is source:
+        return Volume(source.path, metadata, ChangedArray(source, window, change))
+    finer = changed_volume(source_of(source), window, change)
+    return ResampledVolume(finer, axes_of(source), metadata)
 
 
 @dataclass(frozen=True)
