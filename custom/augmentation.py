@@ -15,6 +15,7 @@ SYMMETRIES = {
     "cube": tuple(permutations(range(3))),
     "square": ((0, 1, 2), (0, 2, 1)),
     "box": ((0, 1, 2),),
+    "none": ((0, 1, 2),),
 }
 
 
@@ -79,14 +80,15 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         keys: volumes (C, D, H, W), the crop first.
         symmetry: "auto": all orientations that keep the crop's shape and the voxel size; "cube":
             all 48, for isotropic voxels and cubic crops; "square": the 16 that keep z apart, for
-            voxels and crops that are square in y and x; "box": the 8 mirrorings, for any. With
-            tokens, these too must be alike along axes that trade places: a sample keeps its planes
-            and the distances of its tokens, so that a network sees no others than in inference.
+            voxels and crops that are square in y and x; "box": the 8 mirrorings, for any; "none":
+            samples stay as they are, as those with cached targets have to. With tokens, these too
+            must be alike along axes that trade places: a sample keeps its planes and the distances
+            of its tokens, so that a network sees no others than in inference.
         prob: probability that an orientation is drawn at all.
 
     Raises:
         InputError: unknown symmetry; when applied, axes along which the crop, the voxels or the
-            tokens are unequal would trade places.
+            tokens are unequal would trade places, or the sample has cached targets.
     """
 
     def __init__(self, keys: Sequence[str], symmetry: str = "auto", prob: float = 1.0) -> None:
@@ -106,6 +108,13 @@ class RandOrientationd(RandomizableTransform, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw and apply an orientation."""
+        if self.symmetry == "none":
+            return dict(data)
+        if "target" in data:
+            raise InputError(
+                f"cached_targets needs symmetry 'none', got {self.symmetry!r}: targets from a "
+                "cache cannot be turned with their crop; change one of them."
+            )
         keys = [str(key) for key in self.keys]
         shape, voxel_size_nm = data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()
         self.randomize(self._orders(shape, voxel_size_nm, _steps(data)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from custom.cached_targets import refuse_other_targets, stored_targets
 from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
@@ -28,10 +29,11 @@ from custom.features.intensity import (
 from custom.features.reduced import load_reduced
 from custom.features.spec import FeatureSpec, complete_settings
 from custom.features.triplane import PlaneGrid
-from custom.json_fields import whole_numbers
+from custom.json_fields import flag, whole_numbers
 from custom.live import FeatureVolume
 from custom.planes import PLANES
 from custom.targets.halo import target_halo
+from custom.targets.settings import TargetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +67,13 @@ class CropDataset(Dataset[Sample]):
         min_labelled: smallest fraction of voxels where labels count.
         use_tokens: read the tokens; False for raw-only networks.
         transform: applied to every sample; its random state is seeded per sample.
+        cached_targets: read targets from the cache: a sample has ``target`` and
+            ``boundary_weights`` too (``stored_targets``), its halo is as wide as the offsets.
+        targets: that ``cached_targets`` must be.
 
     Raises:
         InputError: a volume has no labels, the crop is larger than every volume, or no crop has
-            enough labels.
+            enough labels; cached targets are wanted that are not there or are others.
     """
 
     def __init__(
@@ -82,7 +87,14 @@ class CropDataset(Dataset[Sample]):
         min_labelled: float = 0.1,
         use_tokens: bool = True,
         transform: Transform | None = None,
+        cached_targets: bool = False,
+        targets: TargetSettings | None = None,
     ) -> None:
+        self.cached_targets = flag(cached_targets, "cached_targets")
+        if cached_targets:
+            if targets is None:
+                raise ValueError("cached_targets must be told which targets they have to be")
+            refuse_other_targets(volumes, targets)
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         self.volumes = [v for v in volumes if self._fits(v)]
         if not self.volumes:
@@ -92,9 +104,8 @@ class CropDataset(Dataset[Sample]):
             )
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
-        self.halos = [
-            target_halo(affinity_offsets, lsd_sigma_nm, v.voxel_size_nm) for v in self.volumes
-        ]
+        sigma = None if cached_targets else lsd_sigma_nm
+        self.halos = [target_halo(affinity_offsets, sigma, v.voxel_size_nm) for v in self.volumes]
         self.num_samples = num_samples
         self.seed = seed
         self.min_labelled = min_labelled
@@ -160,6 +171,8 @@ class CropDataset(Dataset[Sample]):
             "mask": torch.from_numpy(mask)[None],
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
         }
+        if self.cached_targets:
+            sample |= stored_targets(volume, roi)
         if self.use_tokens:
             _add_features(sample, volume, roi)
         return sample

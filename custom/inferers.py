@@ -10,7 +10,7 @@ from torch import Tensor
 
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
-from custom.json_fields import whole_numbers
+from custom.json_fields import flag, whole_numbers
 from custom.mirroring import Mirroring
 from custom.planes import PLANES
 
@@ -58,7 +58,7 @@ class CropInferer(Inferer):
 
     def __init__(self, amp: bool = False) -> None:
         super().__init__()
-        self.amp = _checked(amp)
+        self.amp = flag(amp, "amp")
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -105,9 +105,9 @@ class TokenSlidingWindowInferer(Inferer):
             raise InputError(f"the inferer's overlap must be from 0 to below 1, got {overlap}.")
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
-        self.amp = _checked(amp)
+        self.amp = flag(amp, "amp")
         self.progress = progress
-        if _checked(mirror, "mirror") and not affinity_offsets:
+        if flag(mirror, "mirror") and not affinity_offsets:
             raise InputError("to mirror, the inferer needs affinity_offsets.")
         self.mirroring = Mirroring(affinity_offsets) if mirror and affinity_offsets else None
 
@@ -180,12 +180,3 @@ def _features_at(
 ) -> Tensor:
     """Dense features (B, C, D, H, W) of a batch of windows of one volume."""
     return torch.stack([features[0][(slice(None), *place[-3:])] for place in places]).to(device)
-
-
-def _checked(value: object, name: str = "amp") -> bool:
-    """Refuse the string "false", which would count as true."""
-    if not isinstance(value, bool):
-        raise InputError(
-            f"{name} must be true or false, got {value!r}; on the command line say False"
-        )
-    return value

@@ -94,3 +94,12 @@ def interval(value: object, what: str) -> tuple[float, float]:
     if low >= high:
         raise InputError(f"{what} must be [low, high] with low < high, got {value!r}")
     return float(low), float(high)
+
+
+def flag(value: object, what: str) -> bool:
+    """True or False; refuses the string "false", which would count as true."""
+    if not isinstance(value, bool):
+        raise InputError(
+            f"{what} must be true or false, got {value!r}; on the command line say False"
+        )
+    return value

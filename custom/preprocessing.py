@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -21,6 +21,7 @@ from funlib.geometry.roi import Roi
 from tqdm import tqdm
 
 import custom
+from custom.cached_targets import update_targets
 from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
@@ -35,6 +36,8 @@ from custom.features.cache_files import (
     VOXEL_CHUNK,
     Json,
     VolumeFiles,
+    copy_of,
+    entry_name,
     entry_of,
     read_json,
     slabs,
@@ -42,6 +45,7 @@ from custom.features.cache_files import (
     writing,
 )
 from custom.features.cache_writer import VolumeWriter
+from custom.features.copies import CopyPlan, IntensityChange, changed_volume, plan_copies
 from custom.features.dense_writer import DenseVolumeWriter
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
@@ -51,6 +55,7 @@ from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
 from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
 from custom.locations import moved
+from custom.targets.settings import parse_target_settings
 
 logger = logging.getLogger(__name__)
 
@@ -65,19 +70,43 @@ class VolumeJob:
         files: where the volume lies.
         section: of the datalist.
         opened: the entry's volumes.
+        copy: number of the copy, from 1 on; 0 for the volume as it is.
+        change: of the copy's raw.
     """
 
     files: VolumeFiles
     section: str
     opened: OpenEntry
+    copy: int = 0
+    change: IntensityChange | None = None
 
     @property
     def id(self) -> str:
         """Id of the entry."""
         return self.opened.entry.id
 
+    @property
+    def name(self) -> str:
+        """Volume and entry, for people."""
+        return f"{self.files.name} ({entry_name({'id': self.id, 'copy': self.copy})})"
+
+    def changed(self, window: IntensityWindow) -> tuple["VolumeJob", IntensityWindow]:
+        """The job with the raw that the backbone sees, and its intensity window."""
+        if self.change is None:
+            return self, window
+        raw = changed_volume(self.opened.raw, window, self.change)
+        return replace(self, opened=replace(self.opened, raw=raw)), (0.0, 1.0)
+
     def source(self) -> Json:
         """What the volume is made from; paths are relative to the cache."""
+        found = self._unchanged()
+        if self.change is not None:
+            found["entry"]["copy"] = self.copy
+            found["intensity_change"] = self.change.to_json()
+        return found
+
+    def _unchanged(self) -> Json:
+        """What the volume is made from if raw stays as it is."""
         entry, opened = self.opened.entry, self.opened
         relative = {
             name: path and moved(path, self.files.cache_dir)
@@ -150,9 +179,14 @@ class Preprocessor:
         compression: of the features: "none", "lz4" or "zstd". Finished volumes are kept as they
             are, whatever theirs.
         compile: run the backbone through torch.compile.
+        targets: settings of the targets that every labelled volume gets (``target_settings``);
+            volumes that have others get these, their features are left alone. None leaves targets
+            as they are.
+        copies: changed copies of the training volumes; none when left out.
 
     Raises:
-        InputError: an unknown section or compression, or windows_at_once is no such number.
+        InputError: an unknown section or compression, windows_at_once is no such number, a mistake
+            in ``targets``, or copies without the training section.
     """
 
     def __init__(
@@ -167,7 +201,11 @@ class Preprocessor:
         show_progress: bool = True,
         compression: str = "none",
         compile: bool = False,
+        targets: Mapping[str, Any] | None = None,
+        copies: CopyPlan | None = None,
     ) -> None:
+        self.copies = copies or plan_copies(0, {})
+        self.targets = None if targets is None else parse_target_settings(targets)
         self.datalist = Path(datalist)
         self.cache_dir = Path(cache_dir).expanduser().absolute()
         self.backbone = backbone
@@ -176,6 +214,11 @@ class Preprocessor:
         if unknown:
             raise InputError(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
         self.sections = [name for name in SECTIONS if name in sections]
+        if self.copies.count and "training" not in sections:
+            raise InputError(
+                f"augmented_copies is {self.copies.count}, but only training entries have copies, "
+                f"and sections lacks 'training'; add it, or set augmented_copies to 0"
+            )
         self.device = device
         self.windows_at_once = checked_windows_at_once(windows_at_once)
         self.compile = compile
@@ -198,7 +241,7 @@ class Preprocessor:
             self.backbone, self.features, self.device, self.compile
         )
         pending = [job for job in jobs if not _is_kept(job, spec)]
-        windows = {job.id: _intensity_window(job, spec) for job in pending}
+        windows = {id: _intensity_window(job, spec) for id, job in _by_id(pending).items()}
         self._refuse_full_disk(pending, spec)
         with exclusive(self.cache_dir):
             self._remove_leftovers(jobs)
@@ -210,34 +253,51 @@ class Preprocessor:
             for job in jobs:
                 if job.id not in windows or _is_kept(job, spec):
                     job.files.remove_progress()
-                    logger.info("%s (%s): finished, kept", job.files.name, job.id)
+                    logger.info("%s: finished, kept", job.name)
                 else:
                     self._make(job, backbone, spec, windows[job.id])
+            if self.targets is not None:
+                update_targets(self.cache_dir, self.targets, self.show_progress)
         return [job.files.arrays for job in jobs]
 
     def _jobs(self) -> list[VolumeJob]:
         """Every entry of the sections, opened and checked."""
         datalist = parse_datalist(self.datalist)
-        named = [(name, entry) for name in self.sections for entry in datalist.section(name)]
-        held = {entry_of(files)["id"]: files.index for files in volumes_in(self.cache_dir)}
-        free = (index for index in count() if index not in held.values())
-        return [
-            VolumeJob(
-                VolumeFiles(self.cache_dir, held[entry.id] if entry.id in held else next(free)),
-                section,
-                open_entry(entry),
-            )
-            for section, entry in named
+        sources = [
+            (section, open_entry(entry))
+            for section in self.sections
+            for entry in datalist.section(section)
         ]
+        held = {_identity(entry_of(files)): files.index for files in volumes_in(self.cache_dir)}
+        free = (index for index in count() if index not in held.values())
+        jobs = []
+        for copy in range(self.copies.count + 1):
+            for section, opened in sources:
+                if copy and section != "training":
+                    continue
+                identity = (opened.entry.id, copy)
+                index = held[identity] if identity in held else next(free)
+                change = self.copies.change(*identity) if copy else None
+                files = VolumeFiles(self.cache_dir, index)
+                jobs.append(VolumeJob(files, section, opened, copy, change))
+        return jobs
 
     def _refuse_strangers(self, jobs: Sequence[VolumeJob]) -> None:
         """A cache may not hold finished volumes that the datalist does not have."""
         for files in self._strangers(jobs):
+            entry, copies = entry_of(files), self.copies.count
+            if files.finished and copy_of(entry) and entry["id"] in _by_id(jobs):
+                raise InputError(
+                    f"cache_dir '{self.cache_dir}' holds {files.name}, copy {copy_of(entry)} of "
+                    f"entry '{entry['id']}', but augmented_copies is {copies} (of training entries "
+                    f"alone); remove it (python -m scripts.cache prune --copies {copies}) or raise "
+                    f"augmented_copies"
+                )
             if files.finished:
                 raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry "
-                    f"'{entry_of(files)['id']}', which is not in the datalist '{self.datalist}'; "
-                    f"remove it (python -m scripts.cache prune) or choose another cache_dir"
+                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry '{entry['id']}', "
+                    f"which is not in the datalist '{self.datalist}'; remove it (python -m "
+                    f"scripts.cache prune) or choose another cache_dir"
                 )
 
     def _remove_leftovers(self, jobs: Sequence[VolumeJob]) -> None:
@@ -293,13 +353,14 @@ class Preprocessor:
             "features": spec.to_json(),
             "settings": complete_settings(self.features),
             "intensity_window": list(window),
-            "raw_rule": RAW_KEPT if _is_uint8(job) else RAW_RESCALED,
+            "raw_rule": RAW_KEPT if _is_kept_raw(job) else RAW_RESCALED,
             "backbone_seed": backbone.seed,
         }
         kind = DenseVolumeWriter if spec.layout == "dense" else VolumeWriter
         writer = kind(job.files, request, self.compression)
         if writer.resumed:
-            logger.info("%s (%s): taken up again", job.files.name, job.id)
+            logger.info("%s: taken up again", job.name)
+        job, window = job.changed(window)
         _write_voxels(writer, job.opened, window)
         windows, planes = self._write_planes(writer, job, backbone, spec, window)
         seconds = time.perf_counter() - started
@@ -315,9 +376,7 @@ class Preprocessor:
                 "versions": {"custom": custom.__version__, **{p: version(p) for p in PACKAGES}},
             }
         )
-        logger.info(
-            "%s (%s): finished, %d windows, %.1f s", job.files.name, job.id, windows, seconds
-        )
+        logger.info("%s: finished, %d windows, %.1f s", job.name, windows, seconds)
 
     def _write_planes(
         self,
@@ -422,8 +481,19 @@ def _raw_box(opened: OpenEntry, window: IntensityWindow) -> RawBox:
     return RawBox(opened.source.read, shape, opened.roi, window, opened.raw_axes)
 
 
-def _is_uint8(job: VolumeJob) -> bool:
-    return job.opened.raw.metadata.dtype == "uint8"
+def _is_kept_raw(job: VolumeJob) -> bool:
+    """Whether raw is cached as it is."""
+    return job.change is None and job.opened.raw.metadata.dtype == "uint8"
+
+
+def _identity(entry: Json) -> tuple[str, int]:
+    """What tells a volume from all others of its cache."""
+    return entry["id"], copy_of(entry)
+
+
+def _by_id(jobs: Sequence[VolumeJob]) -> dict[str, VolumeJob]:
+    """One job per entry."""
+    return {job.id: job for job in jobs}
 
 
 def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWindow) -> None:

@@ -299,7 +299,7 @@ def _cached_volumes(
     Where the backbone's name and all settings are those that the cache was made with, the backbone
     is not loaded; otherwise it is, and the weights decide.
     """
-    volumes = open_cache(cache_dir, section)
+    volumes = open_cache(cache_dir, section, copies=True)
     settings = complete_settings(features)
     first = volumes[0]
     same_name = isinstance(backbone, str) and backbone == first.spec.backbone
@@ -330,9 +330,9 @@ def model_description(
     """
     layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
     split = {
-        name: [{"id": v.id, **v.metadata["roi"]} for v in part]
+        name: list({v.id: {"id": v.id, **v.metadata["roi"]} for v in part}.values())
         for name, part in (("training", volumes), ("validation", validation))
-    }
+    }  # copies of a volume are no more data than the volume
     return {
         "features": volumes[0].spec.to_json(),
         **({} if volumes[0].spec.pca is None else {"basis": BASIS_FILE}),

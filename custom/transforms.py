@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from custom.channels import ChannelLayout
 from custom.json_fields import per_axis
-from custom.targets.affinities import affinities
+from custom.targets.affinities import affinities, valid_affinities
+from custom.targets.blocks import restored
 from custom.targets.boundary_weights import boundary_weights
 from custom.targets.lsds import local_shape_descriptors
 
 Box = tuple[slice, slice, slice]
+
+CONSUMED = ("labels", "mask", "target", "boundary_weights")
 
 
 class LabelsToTargetsd(Transform):
@@ -23,6 +26,9 @@ class LabelsToTargetsd(Transform):
     Reads ``labels`` and ``mask`` (1, D + 2 hz, H + 2 hy, W + 2 hx), ``image`` (1, D, H, W) and
     ``voxel_size_nm`` (3,); removes the first two and adds ``label``, the float32 target tensor
     (T, D, H, W) of ``ChannelLayout``.
+
+    Where the sample has ``target`` (K + L, D, H, W) and ``boundary_weights`` (1, D, H, W) from a
+    cache, these are taken instead of computed; a halo as wide as the offsets is enough then.
 
     Args:
         affinity_offsets: K offsets, voxels, zyx.
@@ -50,12 +56,33 @@ class LabelsToTargetsd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace labels and mask by the target tensor."""
-        sample = {key: value for key, value in data.items() if key not in ("labels", "mask")}
+        sample = {key: value for key, value in data.items() if key not in CONSUMED}
         labels, mask = data["labels"][0].numpy(), data["mask"][0].numpy()
         inner = _inner_box(labels.shape, data["image"].shape[1:])
-        voxel_size = tuple(float(size) for size in data["voxel_size_nm"])
-        sample["label"] = torch.from_numpy(self._targets(labels, mask, inner, voxel_size))
+        if "target" in data:
+            stored = data["target"].numpy(), data["boundary_weights"].numpy()
+            target = self._cached(labels, mask, inner, *stored)
+        else:
+            voxel_size = tuple(float(size) for size in data["voxel_size_nm"])
+            target = self._targets(labels, mask, inner, voxel_size)
+        sample["label"] = torch.from_numpy(target)
         return sample
+
+    def _cached(
+        self,
+        labels: NDArray[np.integer],
+        mask: NDArray[np.bool_],
+        inner: Box,
+        stored: NDArray[np.uint8],
+        weights: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        target = np.empty((self.layout.num_targets, *labels[inner].shape), dtype=np.float32)
+        near, part = _neighbourhood(inner, self.offsets, labels.shape)
+        target[: self.layout.num_outputs] = restored(stored)
+        target[self.layout.valid] = valid_affinities(mask[near], self.offsets)[:, *part]
+        target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
+        target[self.layout.weight] = weights
+        return target
 
     def _targets(
         self,

@@ -217,6 +217,13 @@ def test_symmetries_fit_their_crops(symmetry: str) -> None:
     assert {tuple(transform(sample)["image"].shape) for _ in range(20)} == {(1, *shape)}
 
 
+def test_symmetry_none_leaves_every_sample_as_it_is() -> None:
+    sample = {"image": torch.rand(1, 4, 5, 5), "voxel_size_nm": torch.ones(3)}
+    for seed in range(9):
+        found = RandOrientationd(("image",), "none").set_random_state(seed)(sample)
+        assert torch.equal(found["image"], sample["image"])
+
+
 def test_an_unknown_symmetry_is_refused() -> None:
     with pytest.raises(InputError, match="symmetry must be one of auto, cube, square, box"):
         RandOrientationd(KEYS, "round")

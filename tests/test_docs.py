@@ -79,10 +79,10 @@ def test_every_overlay_in_the_readme_changes_keys_that_exist() -> None:
 
 def test_every_key_of_the_readmes_table_exists_in_the_config_of_its_runs() -> None:
     table = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE)
-    train, inference = config("train"), config("inference")
+    configs = [config(name) for name in ("preprocess", "train", "inference")]
     for cell in table[2:]:
         for key in re.findall(r"`(?:--)?([a-z_#]+)[` ]", cell):
-            found = has_key(train, key) or has_key(inference, key)
+            found = any(has_key(parsed, key) for parsed in configs)
             assert found or key in ("model_type", "null", "true"), key
 
 

@@ -110,3 +110,19 @@ def test_labels_that_the_mask_hides_do_not_change_the_affinity_loss(power):
     torch.testing.assert_close(one, other)
     shown = {**given, "labels": given["labels"].masked_fill(given["mask"], 99)}
     assert not torch.isclose(one, loss(prediction, transform(shown)["label"][None]))
+
+
+def test_cached_targets_are_taken_as_they_are():
+    given = sample()
+    layout = LabelsToTargetsd(OFFSETS, SIGMA_NM).layout
+    stored = np.random.default_rng(1).integers(0, 256, (layout.num_outputs, *INNER), np.uint8)
+    weights = torch.rand(1, *INNER, generator=torch.Generator().manual_seed(0))
+    cached = {**given, "target": torch.from_numpy(stored), "boundary_weights": weights}
+    transform = LabelsToTargetsd(OFFSETS, SIGMA_NM)
+    found, computed = transform(cached), transform(given)
+    assert found.keys() == computed.keys()
+    label = found["label"]
+    np.testing.assert_allclose(label[: layout.num_outputs], stored / 255, atol=1e-6)
+    assert torch.equal(label[layout.weight], weights)
+    for part in (layout.valid, layout.lsd_mask):
+        assert torch.equal(label[part], computed["label"][part])

@@ -1,6 +1,7 @@
-"""Look into a feature cache: list, check, prune and show its volumes.
+"""Look into a feature cache: list, check, prune and show its volumes, and renew their targets.
 
-From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show> <cache_dir> ...``
+From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show|update-targets>
+<cache_dir> ...``
 """
 
 from collections.abc import Callable
@@ -11,20 +12,43 @@ from pathlib import Path
 from typing import Any
 
 import fire
+from monai.bundle import ConfigParser
 
+from custom import cached_targets
 from custom.cache_pictures import volume_sheet
+from custom.cached_targets import remove_targets
 from custom.datalist import parse_datalist
 from custom.errors import InputError
 from custom.features.cache import CachedVolume
 from custom.features.cache_check import check_cache
-from custom.features.cache_files import VolumeFiles, bytes_on_disk, entry_of, read_json, volumes_in
+from custom.features.cache_files import (
+    VolumeFiles,
+    bytes_on_disk,
+    copy_of,
+    entry_name,
+    entry_of,
+    read_json,
+    volumes_in,
+)
 from custom.features.cache_prune import removable
 from custom.files import write_atomically
+from custom.json_fields import flag, read_object
 from custom.pictures import png_bytes
 from custom.preprocessing import exclusive
+from custom.targets.settings import KEYS, parse_target_settings
 from scripts.strict import strict
 
-COLUMNS = ("id", "section", "shape", "features", "channels", "bytes", "bytes/voxel", "state")
+COLUMNS = (
+    "id",
+    "section",
+    "shape",
+    "features",
+    "channels",
+    "targets",
+    "bytes",
+    "bytes/voxel",
+    "state",
+)
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -74,14 +98,19 @@ def check(cache: str) -> None:
 
 
 @_explained
-def prune(cache: str, datalist: str | None = None, dry_run: bool = False) -> None:
+def prune(
+    cache: str, datalist: str | None = None, dry_run: bool = False, copies: int | None = None
+) -> None:
     """Remove unfinished volumes and what killed runs left, and say what and how much.
 
     Args:
         cache: folder of the cache.
         datalist: also remove volumes that no entry of this datalist names.
         dry_run: only say what would be removed.
+        copies: also remove copies with changed raw of a higher number; 0 for all of them.
     """
+    if copies is not None and (type(copies) is not int or copies < 0):
+        raise InputError(f"--copies must be a whole number from 0 on, got {copies!r}")
     folder = Path(str(cache))
     _volumes(cache)
     wanted = None
@@ -89,8 +118,8 @@ def prune(cache: str, datalist: str | None = None, dry_run: bool = False) -> Non
         wanted = {entry.id for entry in parse_datalist(Path(str(datalist))).entries()}
     total = 0
     with nullcontext() if dry_run else exclusive(folder):
-        for item in removable(folder, wanted):
-            size, entry = item.size, entry_of(item.files)["id"]
+        for item in removable(folder, wanted, copies):
+            size, entry = item.size, entry_name(entry_of(item.files))
             verb, what = "would remove" if dry_run else "removed", item.files.name
             if not dry_run:
                 item.remove()
@@ -110,8 +139,9 @@ def show(cache: str, volume: str, png: str | None = None) -> None:
         volume: id of the datalist's entry, or name such as volume_000000.
         png: file to write; <id>.png in the current folder if it is not given.
     """
-    known = {entry_of(files)["id"]: files for files in _volumes(cache)}
-    found = known.get(str(volume)) or {f.name: f for f in known.values()}.get(str(volume))
+    volumes = _volumes(cache)
+    known = {entry_of(files)["id"]: files for files in volumes if not copy_of(entry_of(files))}
+    found = known.get(str(volume)) or {f.name: f for f in volumes}.get(str(volume))
     if found is None:
         raise InputError(f"cache '{cache}' has no volume '{volume}', only {', '.join(known)}")
     content = png_bytes(volume_sheet(CachedVolume(found.arrays)))
@@ -121,6 +151,60 @@ def show(cache: str, volume: str, png: str | None = None) -> None:
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror}; give --png") from error
     print(path)
+
+
+@_explained
+def update_targets(
+    cache: str,
+    config_file: str | list[str] | None = None,
+    remove: bool = False,
+    affinity_offsets: list[list[int]] | None = None,
+    lsd_sigma_nm: float | None = None,
+    lsd_downsample: int | list[int] | None = None,
+    boundary_power: float | None = None,
+) -> None:
+    """Compute the targets of every labelled volume from its cached labels, or remove them all.
+
+    Volumes that have these targets already are kept. Neither source nor backbone is needed, and
+    features are left alone. Interrupted, the same command goes on.
+
+    Args:
+        cache: folder of the cache.
+        config_file: the training run's, a path or a list of them; its settings are taken.
+        remove: remove targets instead.
+        affinity_offsets: this and the rest as in the config, instead of it or beside it.
+        lsd_sigma_nm: 0 for affinities alone.
+    """
+    folder = Path(str(cache))
+    _volumes(cache)
+    given = zip(KEYS, (affinity_offsets, lsd_sigma_nm, lsd_downsample, boundary_power), strict=True)
+    options = {key: value for key, value in given if value is not None}
+    if flag(remove, "--remove"):
+        if config_file is not None or options:
+            raise InputError("--remove removes all targets; it takes no other option")
+        with exclusive(folder):
+            removed = remove_targets(folder)
+        print(f"removed the targets of {len(removed)} volumes")
+        return
+    settings = parse_target_settings({**_config_values(config_file), **options})
+    with exclusive(folder):
+        made = cached_targets.update_targets(folder, settings)
+    for files in made:
+        print(f"{files.name} ({entry_name(entry_of(files))}): targets written")
+    unfinished = sum(not files.finished for files in _volumes(cache))
+    print(f"{len(made)} volumes updated, {unfinished} unfinished ones left alone")
+
+
+def _config_values(config_file: str | list[str] | None) -> dict[str, Any]:
+    """Settings of the targets in a configuration."""
+    if config_file is None:
+        return {}
+    parser = ConfigParser()
+    paths = config_file if isinstance(config_file, (list, tuple)) else [config_file]
+    for path in paths:
+        read_object(Path(str(path)), f"config_file '{path}'")
+    parser.read_config([str(path) for path in paths])
+    return {key: parser.get_parsed_content(key) for key in KEYS if key in parser.config}
 
 
 def _volumes(cache: str) -> list[VolumeFiles]:
@@ -138,11 +222,12 @@ def _row(files: VolumeFiles) -> tuple[str, ...]:
     features = known.get("features")
     size = bytes_on_disk(files.arrays)
     return (
-        str(entry["id"]),
+        entry_name(entry),
         str(entry.get("section", "-")),
         " x ".join(map(str, shape)) or "-",
         _in_short(features, known.get("compression")) if features else "-",
         str(features["channels"]) if features else "-",
+        _targets_in_short(known.get("targets")),
         str(size),
         f"{size / prod(shape):.1f}" if files.finished else "-",
         "finished" if files.finished else "unfinished",
@@ -173,7 +258,22 @@ def _layout(features: dict[str, Any]) -> str:
     return "" if features["layout"] == "tokens" else f", {features['layout']}{guided}"
 
 
-COMMANDS = {"list": list_volumes, "check": check, "prune": prune, "show": show}
+def _targets_in_short(targets: dict[str, Any] | None) -> str:
+    """Cached targets, in a few words."""
+    if targets is None:
+        return "-"
+    sigma = targets["lsd_sigma_nm"]
+    lsds = f", LSDs {sigma:g} nm" if sigma else ""
+    return f"{len(targets['affinity_offsets'])} affinities{lsds}"
+
+
+COMMANDS = {
+    "list": list_volumes,
+    "check": check,
+    "prune": prune,
+    "show": show,
+    "update-targets": update_targets,
+}
 
 if __name__ == "__main__":
     fire.Fire(COMMANDS)

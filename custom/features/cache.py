@@ -17,6 +17,8 @@ from custom.features.cache_basis import basis_of
 from custom.features.cache_files import (
     DENSE_ARRAY,
     FORMAT,
+    copy_of,
+    entry_name,
     entry_of,
     open_array,
     read_array,
@@ -74,6 +76,11 @@ class CachedVolume:
     def id(self) -> str:
         """Id of the datalist's entry."""
         return str(self.metadata["entry"]["id"])
+
+    @property
+    def copy(self) -> int:
+        """Number of the copy with changed raw, from 1 on; 0 for the volume as it is."""
+        return copy_of(self.metadata["entry"])
 
     @property
     def section(self) -> str:
@@ -185,6 +192,16 @@ class CachedVolume:
             raise ValueError(f"{self.path} has no labels")
         return self._read_voxels("gt", roi), self._read_voxels("mask", roi)
 
+    def read_targets(self, roi: Roi) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """Cached targets of a box inside the volume, made with ``metadata["targets"]``.
+
+        Returns:
+            target: (C, D, H, W) uint8, affinities then LSDs; 255 stands for 1.
+            weights: (D, H, W) float16.
+        """
+        box = roi.to_slices()
+        return self._values("target", (slice(None), *box)), self._values("boundary_weights", box)
+
     def label_ids(self) -> NDArray[np.uint64]:
         """The source's id of every cached label: ``label_ids()[labels]``."""
         return self._values("gt_ids")
@@ -216,6 +233,7 @@ def open_cache(
     section: str | None = None,
     ids: Sequence[str] | None = None,
     spec: FeatureSpec | None = None,
+    copies: bool = False,
 ) -> list[CachedVolume]:
     """Finished volumes of a cache, in the datalist's order.
 
@@ -224,6 +242,7 @@ def open_cache(
         section: only those of "training", "validation" or "test".
         ids: only these entries.
         spec: the features that are wanted.
+        copies: of training volumes with changed raw, too.
 
     Raises:
         InputError: no such cache; one of the wanted volumes is missing or unfinished; no volume is
@@ -236,10 +255,12 @@ def open_cache(
     wanted = {
         files: entry
         for files, entry in entries.items()
-        if section in (None, entry["section"]) and (ids is None or entry["id"] in ids)
+        if section in (None, entry["section"])
+        and (ids is None or entry["id"] in ids)
+        and (copies or not copy_of(entry))
     }
     missing = sorted(set(ids or ()) - {entry["id"] for entry in wanted.values()})
-    unfinished = [entry["id"] for files, entry in wanted.items() if not files.finished]
+    unfinished = [entry_name(entry) for files, entry in wanted.items() if not files.finished]
     what = f" {section}" if section else ""
     if missing:
         raise InputError(f"{where} has no{what} volume '{missing[0]}': {RUN_PREPROCESSING}")

@@ -18,6 +18,7 @@ from custom.features.cache_files import (
     Json,
     VolumeFiles,
     bytes_on_disk,
+    entry_name,
     entry_of,
     file_at_fault,
     open_array,
@@ -86,7 +87,7 @@ def check_cache(cache_dir: Path, show_progress: bool = True) -> CheckedCache:
 
 
 def _name(files: VolumeFiles) -> str:
-    return f"{files.name} ({entry_of(files)['id']})"
+    return f"{files.name} ({entry_name(entry_of(files))})"
 
 
 def _count_chunks(files: VolumeFiles) -> int:
@@ -144,6 +145,11 @@ def _expected(metadata: Json, spec: FeatureSpec) -> dict[str, Json]:
     }
     if labelled:
         expected["gt_ids"] = {"dtype": "uint64"}
+    targets = metadata.get("targets")
+    if targets is not None:
+        channels = len(targets["affinity_offsets"]) + (10 if targets["lsd_sigma_nm"] else 0)
+        expected["target"] = {"shape": [channels, *shape], "dtype": "uint8"}
+        expected["boundary_weights"] = {"shape": shape, "dtype": "float16"}
     if spec.layout == "dense":
         dense = {"shape": [spec.channels, *shape], "dtype": spec.dtype}
         return {**expected, DENSE_ARRAY: dense}

@@ -25,6 +25,7 @@ VOXEL_CHUNK = (64, 64, 64)
 DENSE_ARRAY = "features"
 DENSE_CHUNK = (16, 16, 16)  # voxels; of all channels
 GRID_CHUNK = (4, 16, 16)  # slices, entries, entries; of all channels, while a volume is made
+TARGET_ARRAYS = ("target", "boundary_weights")
 
 Json = dict[str, Any]
 
@@ -45,7 +46,8 @@ class VolumeFiles:
 
     Args:
         cache_dir: folder of the cache.
-        index: place of the volume's entry in the datalist (training, validation, test).
+        index: number of the volume: those of a datalist come in its order (training, validation,
+            test), copies of training volumes after them.
     """
 
     cache_dir: Path
@@ -81,6 +83,19 @@ class VolumeFiles:
         """Parts of files whose writing was killed."""
         beside = self.cache_dir.glob(f".{self.name}_*.json.*")
         return sorted([*beside, *self.arrays.glob(".zarr.json.*")])
+
+    @property
+    def targets_aside(self) -> Path:
+        """Where targets are written before they are put in place."""
+        return self.arrays / ".targets"
+
+    @property
+    def target_leftovers(self) -> list[Path]:
+        """Folders of targets that the metadata do not know: unfinished, replaced or removed."""
+        known = read_json(self.metadata).get("targets") is not None
+        names = () if known else TARGET_ARRAYS
+        folders = [self.targets_aside, *(self.arrays / name for name in names)]
+        return [folder for folder in folders if folder.exists()]
 
     def remove_arrays(self) -> None:
         """Remove what an unfinished volume has left."""
@@ -156,6 +171,17 @@ def entry_of(files: VolumeFiles) -> Json:
     found = read_json(files.metadata) or read_json(files.progress)["request"]
     entry: Json = found["entry"]
     return entry
+
+
+def copy_of(entry: Mapping[str, Any]) -> int:
+    """Number of a changed copy of an entry's volume, from 1 on; 0 for the volume as it is."""
+    return int(entry.get("copy", 0))
+
+
+def entry_name(entry: Mapping[str, Any]) -> str:
+    """Id of an entry, and which copy of its volume; for people."""
+    copy = copy_of(entry)
+    return f"{entry['id']}, copy {copy}" if copy else str(entry["id"])
 
 
 def read_json(path: Path) -> Json:
@@ -300,6 +326,17 @@ def file_at_fault(error: ValueError, path: Path) -> tuple[str, str]:
     if found is None:
         raise error
     return os.path.relpath(found[1], path), found[2]
+
+
+def described(path: Path) -> Json:
+    """What the metadata say of an array, read from the disk."""
+    array = open_array(path)
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "chunks": list(array.chunk_layout.read_chunk.shape or ()),
+        "bytes": bytes_on_disk(path),
+    }
 
 
 def bytes_on_disk(path: Path) -> int:

@@ -17,9 +17,9 @@ from custom.features.cache_files import (
     VOXEL_CHUNK,
     Json,
     VolumeFiles,
-    bytes_on_disk,
     create_array,
     create_group,
+    described,
     read_array,
     read_json,
     slabs,
@@ -153,19 +153,11 @@ class VolumeWriter:
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
         """Write the metadata, with the arrays' shapes and sizes: from now on the volume exists."""
-        arrays = {name: self._describe(name, array) for name, array in self._arrays.items()}
+        details = self._progress["details"]
+        arrays = {n: {**described(self._path(n)), **details.get(n, {})} for n in self._arrays}
         everything = {"format": FORMAT, **self._progress["request"], **metadata, "arrays": arrays}
         write_json(self.files.metadata, everything)
         self.files.remove_progress()
-
-    def _describe(self, name: str, array: tensorstore.TensorStore) -> Json:
-        return {
-            "shape": list(array.shape),
-            "dtype": array.dtype.name,
-            "chunks": list(array.chunk_layout.read_chunk.shape or ()),
-            "bytes": bytes_on_disk(self._path(name)),
-            **self._progress["details"].get(name, {}),
-        }
 
     def _path(self, name: str) -> Path:
         return self.files.arrays / name

@@ -39,17 +39,34 @@ def affinities(
         raise ValueError(f"labels must be 3D (D, H, W), got shape {labels.shape}")
     if mask is not None and mask.shape != labels.shape:
         raise ValueError(f"mask must have the shape of labels {labels.shape}, got {mask.shape}")
-    affinity = np.zeros((len(offsets), *labels.shape), dtype=np.float32)
-    valid = np.zeros(affinity.shape, dtype=np.bool_)
     for k, offset in enumerate(offsets):
         if len(offset) != 3:
             raise ValueError(f"offset {k} must have three numbers (z, y, x), got {list(offset)}")
         if not any(offset):
             raise ValueError(f"offset {k} is zero; a voxel is not its own neighbour")
+    affinity = np.zeros((len(offsets), *labels.shape), dtype=np.float32)
+    for k, offset in enumerate(offsets):
         here, there = paired_slices(labels.shape, offset)
         affinity[k][here] = (labels[here] == labels[there]) & (labels[here] != 0)
-        valid[k][here] = True if mask is None else mask[here] & mask[there]
-    return affinity, valid
+    counts = np.ones(labels.shape, dtype=np.bool_) if mask is None else mask
+    return affinity, valid_affinities(counts, offsets)
+
+
+def valid_affinities(mask: NDArray[np.bool_], offsets: Sequence[Offset]) -> NDArray[np.bool_]:
+    """Where affinities count: voxel and neighbour both lie inside the array and inside ``mask``.
+
+    Args:
+        mask: True where labels are annotated, shape (D, H, W).
+        offsets: K neighbour offsets in voxels, zyx.
+
+    Returns:
+        (K, D, H, W) bool.
+    """
+    valid = np.zeros((len(offsets), *mask.shape), dtype=np.bool_)
+    for k, offset in enumerate(offsets):
+        here, there = paired_slices(mask.shape, offset)
+        valid[k][here] = mask[here] & mask[there]
+    return valid
 
 
 def paired_slices(

@@ -55,11 +55,9 @@ def boundary_weights(
         raise ValueError(
             f"voxel_size, peak and sigma must be positive, got {voxel_size}, {peak} and {sigma}"
         )
-    boundary = _boundary(labels, mask)
-    if not boundary.any():
+    distance = boundary_distance(labels, voxel_size, mask)
+    if np.isinf(distance).all():
         return np.ones(labels.shape, dtype=np.float32)
-    edges = tuple(v / min(voxel_size) for v in voxel_size)
-    distance: NDArray[np.float32] = edt.edt(~boundary, anisotropy=edges)
     if form == "inverse":
         weights = np.power(1 + distance, -power)
     else:
@@ -68,6 +66,29 @@ def boundary_weights(
     if mask is not None:
         weights[~mask] = 1
     return weights.astype(np.float32, copy=False)
+
+
+def boundary_distance(
+    labels: NDArray[np.integer],
+    voxel_size: Sequence[float] = (1, 1, 1),
+    mask: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float32]:
+    """Distance of every voxel to the nearest boundary voxel, as in ``boundary_weights``.
+
+    Args:
+        labels: instance labels, shape (D, H, W), zyx.
+        voxel_size: edge lengths of a voxel, zyx; the smallest is the unit of the distances.
+        mask: True where ``labels`` is annotated; everywhere when left out.
+
+    Returns:
+        (D, H, W) float32; infinite everywhere if there is no boundary.
+    """
+    boundary = _boundary(labels, mask)
+    if not boundary.any():
+        return np.full(labels.shape, np.inf, dtype=np.float32)
+    edges = tuple(v / min(voxel_size) for v in voxel_size)
+    distance: NDArray[np.float32] = edt.edt(~boundary, anisotropy=edges)
+    return distance
 
 
 def _boundary(labels: NDArray[np.integer], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:

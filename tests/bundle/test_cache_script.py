@@ -12,6 +12,8 @@ from scripts import cache
 from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
 from custom.features.cache_writer import VolumeWriter
+from custom.preprocessing import exclusive
+from tests.bundle.tiny import CONFIGS
 from tests.features.cached import SHAPE, request, write
 
 
@@ -118,7 +120,87 @@ def test_show_writes_a_picture(
         assert picture.size[0] > 3 * SHAPE[2]
 
 
-@pytest.mark.parametrize("verb", ["list", "check", "prune", "show"])
+def test_copies_are_listed_shown_by_name_and_pruned(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index, copy in ((2, 1), (3, 2)):
+        asked = request(0, dtype="int8")
+        asked["entry"]["copy"] = copy
+        write(VolumeFiles(folder, index), asked)
+    run("list", folder)
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "cube0",
+        "cube1",
+        "cube0, copy 1",
+        "cube0, copy 2",
+    ]
+    run("show", folder, "volume_000003", "--png", tmp_path / "copy.png")
+    assert (tmp_path / "copy.png").is_file()
+    run("prune", folder, "--copies", 1)
+    out = capsys.readouterr().out
+    assert "removed volume_000003 (cube0, copy 2): extra copy" in out and "copy 1" not in out
+    assert [v.copy for v in open_cache(folder, copies=True)] == [0, 1]
+    with pytest.raises(SystemExit, match="--copies must be a whole number from 0 on, got -1"):
+        run("prune", folder, "--copies", "-1")
+
+
+OPTIONS = ("--affinity_offsets", "[[1,0,0],[0,0,2]]", "--lsd_sigma_nm", "6.5")
+
+
+def test_update_targets_takes_a_config_with_overlays_and_options(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "overlay.json"
+    overlay.write_text(json.dumps({"lsd_sigma_nm": 5.0, "boundary_power": 1.0}))
+    run("update-targets", folder, "--config_file", [str(CONFIGS / "train.json"), str(overlay)])
+    out = capsys.readouterr().out
+    assert "volume_000000 (cube0): targets written" in out
+    assert "1 volumes updated, 1 unfinished ones left alone" in out
+    written = json.loads((folder / "volume_000000_metadata.json").read_text())["targets"]
+    train = json.loads((CONFIGS / "train.json").read_text())
+    assert written["affinity_offsets"] == train["affinity_offsets"]
+    assert (written["lsd_sigma_nm"], written["boundary_power"]) == (5.0, 1.0)
+    config = ("--config_file", CONFIGS / "train.json")
+    run("update-targets", folder, *config, "--lsd_sigma_nm", 5, "--boundary_power", 1)
+    assert "0 volumes updated" in capsys.readouterr().out
+    run("update-targets", folder, *config, "--lsd_sigma_nm", 0, "--lsd_downsample", "[1,2,2]")
+    written = json.loads((folder / "volume_000000_metadata.json").read_text())["targets"]
+    assert written["lsd_sigma_nm"] is None
+
+
+def test_targets_are_listed_and_removed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("update-targets", folder, *OPTIONS)
+    run("list", folder)
+    assert "2 affinities, LSDs 6.5 nm" in capsys.readouterr().out
+    run("update-targets", folder, "--remove")
+    assert "removed the targets of 1 volumes" in capsys.readouterr().out
+    run("list", folder)
+    assert "affinities" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "targets lacks 'affinity_offsets'"),
+        (("--config_file", "absent.json"), "config_file 'absent.json' does not exist"),
+        ((*OPTIONS, "--boundary_power", "-1"), "boundary_power must be a number from 0 on"),
+        (("--remove", *OPTIONS), "takes no other option"),
+        (("--remove", "false"), "--remove must be true or false, got 'false'"),
+    ],
+)
+def test_update_targets_explains_a_mistake(
+    folder: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run("update-targets", folder, *arguments)
+
+
+def test_update_targets_waits_for_no_other_writer(folder: Path) -> None:
+    with exclusive(folder), pytest.raises(SystemExit, match="is being written by process"):
+        run("update-targets", folder, *OPTIONS)
+
+
+@pytest.mark.parametrize("verb", ["list", "check", "prune", "show", "update-targets"])
 def test_a_mistake_ends_in_one_sentence(tmp_path: Path, verb: str) -> None:
     arguments = [tmp_path / "absent", *(["cube0"] if verb == "show" else [])]
     with pytest.raises(SystemExit, match=r"absent'.* no volume"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import zarr
 from monai.optimizers import WarmupCosineSchedule
 
+from custom.features.cache import open_cache
 from custom.volumes import open_volume
 from tests.bundle import tiny
 from tests.bundle.tiny import BUNDLE, ROOT
@@ -275,3 +277,43 @@ def test_a_worker_gives_the_same_training(finished: Path, tmp_path: Path) -> Non
     for name in ("train_loss", "loss_affinity", "loss_lsd"):
         alone, with_worker = ([e[name] for e in history(f)] for f in (finished, folder))
         np.testing.assert_allclose(with_worker, alone, rtol=1e-3)
+
+
+def test_a_training_on_cached_targets_is_the_one_on_computed_ones(
+    finished: Path, tmp_path: Path
+) -> None:
+    losses = []
+    for cached in (False, True):
+        folder = untrained(finished, tmp_path / str(cached))
+        targets = {key: tiny.NETWORK[key] for key in ("affinity_offsets", "lsd_sigma_nm")}
+        if cached:
+            tiny.run("preprocessing", folder, targets=targets)
+        tiny.run("training", folder, symmetry="none", cached_targets=cached)
+        losses.append([entry["train_loss"] for entry in history(folder)])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_targets_of_other_settings_end_training_in_one_sentence(project: Path) -> None:
+    targets = {"affinity_offsets": [[1, 0, 0]], "lsd_sigma_nm": None}
+    tiny.run("preprocessing", project, targets=targets)
+    action = partial(tiny.run, "training", project, symmetry="none", cached_targets=True)
+    assert "differ from the configuration in affinity_offsets" in tiny.mistake(action)
+    settings = {"affinity_offsets": tiny.NETWORK["affinity_offsets"], "lsd_sigma_nm": 32.0}
+    tiny.run("preprocessing", project, targets=settings)
+    action = partial(tiny.run, "training", project, cached_targets=True)
+    assert "cached_targets needs symmetry 'none', got 'auto'" in tiny.mistake(action)
+
+
+def test_training_reads_augmented_copies(finished: Path, tmp_path: Path) -> None:
+    folder = untrained(finished, tmp_path / "copies")
+    tiny.run("preprocessing", folder, augmented_copies=1)
+    volumes = open_cache(folder / "cache", copies=True)
+    assert [(v.section, v.copy) for v in volumes] == [
+        ("training", 0),
+        ("validation", 0),
+        ("training", 1),
+    ]
+    tiny.run("training", folder)
+    assert_sound(folder, 2)
+    losses = [[entry["train_loss"] for entry in history(f)] for f in (finished, folder)]
+    assert losses[0] != losses[1]
