@@ -99,7 +99,7 @@ def check(cache: str) -> None:
 
 @_explained
 def prune(
-    cache: str, datalist: str | None = None, dry_run: bool = False, copies: int | None = None
+    cache: str, datalist: str | None = None, dry_run: bool = False, *, copies: int | None = None
 ) -> None:
     """Remove unfinished volumes and what killed runs left, and say what and how much.
 
