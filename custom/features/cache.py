@@ -17,6 +17,7 @@ from custom.features.cache_basis import basis_of
 from custom.features.cache_files import (
     DENSE_ARRAY,
     FORMAT,
+    Selection,
     entry_of,
     open_array,
     read_array,
@@ -190,19 +191,19 @@ class CachedVolume:
         return self._values("gt_ids")
 
     def _read_voxels(self, name: str, roi: Roi) -> NDArray[Any]:
-        """Box of a voxel array, padded with 0."""
+        """Selection of a voxel array, padded with 0."""
         part = roi.intersect(Roi((0, 0, 0), self.shape))
         values = np.zeros(tuple(roi.shape), dtype=self._array(name).dtype.numpy_dtype)
         if not part.empty:
             values[(part - roi.offset).to_slices()] = self._values(name, part.to_slices())
         return values
 
-    def _tokens(self, name: str, box: tuple[slice, ...] = ()) -> Tensor:
+    def _tokens(self, name: str, box: Selection = ()) -> Tensor:
         values = torch.from_numpy(self._values(name, box))
         scales = self.metadata["arrays"][name].get("scales")
         return values if scales is None else restore(values, torch.tensor(scales))
 
-    def _values(self, name: str, box: tuple[slice, ...] = ()) -> NDArray[Any]:
+    def _values(self, name: str, box: Selection = ()) -> NDArray[Any]:
         return read_array(self._array(name), self.path / name, box)
 
     def _array(self, name: str) -> tensorstore.TensorStore:
