@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ REGIONS = ("roi", "volume")
 class CropDataset(Dataset[Sample]):
     """Random crops of volumes, cached or live.
 
-    A sample follows from the seed and its number alone, whatever process asks for it. Volumes are
+    A sample follows from the seed and its number alone, whatever process or thread asks for it;
+    every sample has its own copy of the transform. Volumes are
     drawn in proportion to the number of places a crop can take in them. Crops in which labels count
     in less than ``min_labelled`` of the voxels, or in which no object is, are drawn anew.
 
@@ -112,9 +114,10 @@ class CropDataset(Dataset[Sample]):
         sample = self._read(index, offset)
         if self.transform is None:
             return sample
-        if isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed=int(random.integers(2**32)))
-        transformed: Sample = self.transform(sample)
+        transform = deepcopy(self.transform)  # of this sample alone: threads share the dataset
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(seed=int(random.integers(2**32)))
+        transformed: Sample = transform(sample)
         return transformed
 
     def _fits(self, volume: FeatureVolume) -> bool:
