@@ -40,15 +40,17 @@ Sample = dict[str, Any]
 
 MAX_DRAWS = 1000  # so many that one usable crop in fifty is found in any run
 REGIONS = ("roi", "volume")
+FEATURE_KEYS = {"features", *(f"tokens_{plane}" for plane in PLANES)}
+FEATURE_DTYPES = {None: None, "float16": torch.float16, "float32": torch.float32}
 
 
 class CropDataset(Dataset[Sample]):
     """Random crops of volumes, cached or live.
 
     A sample follows from the seed and its number alone, whatever process or thread asks for it;
-    every sample has its own copy of the transform. Volumes are
-    drawn in proportion to the number of places a crop can take in them. Crops in which labels count
-    in less than ``min_labelled`` of the voxels, or in which no object is, are drawn anew.
+    every sample has its own copy of the transform. Volumes are drawn in proportion to the number of
+    places a crop can take in them. Crops in which labels count in less than ``min_labelled`` of the
+    voxels, or in which no object is, are drawn anew.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
     ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``, or in the
@@ -67,6 +69,8 @@ class CropDataset(Dataset[Sample]):
         min_labelled: smallest fraction of voxels where labels count.
         use_tokens: read the tokens; False for raw-only networks.
         transform: applied to every sample; its random state is seeded per sample.
+        use_raw: read raw; False for networks on features alone: ``image`` is 0 then.
+        feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
 
     Raises:
         InputError: a volume has no labels, the crop is larger than every volume, or no crop has
@@ -84,7 +88,13 @@ class CropDataset(Dataset[Sample]):
         min_labelled: float = 0.1,
         use_tokens: bool = True,
         transform: Transform | None = None,
+        use_raw: bool = True,
+        feature_dtype: str | None = None,
     ) -> None:
+        if feature_dtype not in FEATURE_DTYPES:
+            raise InputError(
+                f"feature_dtype must be null, 'float16' or 'float32', got {feature_dtype!r}."
+            )
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         self.volumes = [v for v in volumes if self._fits(v)]
         if not self.volumes:
@@ -102,6 +112,8 @@ class CropDataset(Dataset[Sample]):
         self.min_labelled = min_labelled
         self.use_tokens = use_tokens
         self.transform = transform
+        self.use_raw = use_raw
+        self.feature_dtype = feature_dtype
         self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:
@@ -158,14 +170,26 @@ class CropDataset(Dataset[Sample]):
         roi = Roi(offset, self.crop_size)
         labels, mask = volume.read_labels(roi.grow(halo, halo))
         sample: Sample = {
-            "image": _image(volume.read_raw(roi), volume.raw_window),
+            "image": self._image(volume, roi),
             "labels": torch.from_numpy(labels.astype(np.int64))[None],
             "mask": torch.from_numpy(mask)[None],
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
         }
         if self.use_tokens:
             _add_features(sample, volume, roi)
+            self._convert_(sample)
         return sample
+
+    def _image(self, volume: FeatureVolume, roi: Roi) -> Tensor:
+        if not self.use_raw:
+            return torch.zeros(1, *self.crop_size)
+        return _image(volume.read_raw(roi), volume.raw_window)
+
+    def _convert_(self, sample: Sample) -> None:
+        """Give the sample's tokens, or dense features, the dtype that was asked for."""
+        dtype = FEATURE_DTYPES[self.feature_dtype]
+        for name in sample.keys() & FEATURE_KEYS if dtype else ():
+            sample[name] = sample[name].to(dtype)
 
 
 class CropSampler(DistributedSampler[int]):

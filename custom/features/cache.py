@@ -258,6 +258,12 @@ def open_cache(
     return volumes
 
 
+def ids_in(cache_dir: str | Path, section: str) -> list[str]:
+    """Ids of a section's volumes, finished or not, in the datalist's order."""
+    entries = map(entry_of, volumes_in(Path(cache_dir).absolute()))
+    return [entry["id"] for entry in entries if entry.get("section") == section]
+
+
 def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> None:
     """Refuse a cache whose features are not the wanted ones.
 
