@@ -24,7 +24,11 @@ CROP = (6, 5, 7)
 
 @pytest.fixture(scope="module")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
+    return cached(tmp_path_factory.mktemp("cache"))
+
+
+def cached(folder: Path) -> Path:
+    """Two volumes."""
     for index in range(2):
         write(VolumeFiles(folder, index), request(index))
     return folder
@@ -51,6 +55,20 @@ def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[
         yield from loader
 
 
+def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> int:
+    """Whether workers make what the process makes by itself; returns the number of samples."""
+    # a process has one thread, so the LSDs' sums of float32 end in other last digits
+    within = 1e-6 if loading["workers"] == "spawn" else 0.0
+    alone, count = batches(dataset, epochs, num_workers=0), 0
+    for one, other in zip(batches(dataset, epochs, **loading), alone, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            atol = within if name == "label" else 0
+            torch.testing.assert_close(value, other[name], rtol=0, atol=atol, msg=name)
+        count += len(one["image"])
+    return count
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker")  # on fewer cores
 @pytest.mark.parametrize(
@@ -65,18 +83,7 @@ def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[
 def test_whoever_makes_them_the_samples_are_the_same(
     cache_dir: Path, loading: dict[str, Any]
 ) -> None:
-    dataset = crops(cache_dir)
-    alone = batches(dataset, 2, num_workers=0)
-    # a process has one thread, so the LSDs' sums of float32 end in other last digits
-    within = 1e-6 if loading["workers"] == "spawn" else 0.0
-    count = 0
-    for one, other in zip(batches(dataset, 2, **loading), alone, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            atol = within if name == "label" else 0
-            torch.testing.assert_close(value, other[name], rtol=0, atol=atol, msg=name)
-        count += len(one["image"])
-    assert count == 48
+    assert assert_same_samples(crops(cache_dir), 2, **loading) == 48
 
 
 class Slow(CropDataset):
