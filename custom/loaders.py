@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
 from monai.data import DataLoader
 
 from custom.datasets import CropDataset, CropSampler
@@ -37,7 +38,8 @@ class ThreadLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own class
         """Batches of an epoch."""
         assert self.batch_sampler is not None, "there is a batch_size"
-        pool = ThreadPoolExecutor(self.num_threads, "loader")
+        # each computes alone, as a worker process does: together they have the cores
+        pool = ThreadPoolExecutor(self.num_threads, "loader", torch.set_num_threads, (1,))
         ahead: deque[Future[Any]] = deque()
         try:
             for numbers in self.batch_sampler:

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "int8": {"features": INT8, "compression": "lz4"},
     "dense": {"features": {**FEATURES, "layout": "dense"}},
 }
-LONGEST_S = 900  # a part of the soak that takes longer hangs
+LONGEST_S = 600  # a kill, or ten epochs, that take longer hang
 PROCESS = """
 import json, sys
 from custom.features import extraction
@@ -58,18 +60,24 @@ def soak(kills: int = 20, epochs: int = 10, seed: int = 0) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
-            faulthandler.dump_traceback_later(LONGEST_S, exit=True)
             killed_preprocessing(Path(folder) / variant, variant, kills, seed)
         cached(Path(folder))
         for workers in ("threads", "spawn"):
-            faulthandler.dump_traceback_later(LONGEST_S, exit=True)
-            started = time.perf_counter()
-            samples = assert_same_samples(
-                crops(Path(folder)), epochs, num_workers=8, workers=workers
-            )
+            started, dataset = time.perf_counter(), crops(Path(folder))
+            with _no_longer_than_ever():
+                samples = assert_same_samples(dataset, epochs, num_workers=8, workers=workers)
             seconds = time.perf_counter() - started
             print(f"{workers}: {samples} samples of {epochs} epochs by 8 workers, {seconds:.0f} s")
-    faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def _no_longer_than_ever() -> Iterator[None]:
+    """What takes ``LONGEST_S`` hangs: it ends with a traceback of all threads and status 1."""
+    faulthandler.dump_traceback_later(LONGEST_S, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def killed_preprocessing(folder: Path, variant: str, kills: int, seed: int) -> None:
@@ -79,14 +87,16 @@ def killed_preprocessing(folder: Path, variant: str, kills: int, seed: int) -> N
     seconds = _until_it_ends(datalist, whole, variant)
     left = kills
     while left:
-        cache_dir = folder / f"killed_{left}"
-        for _ in range(min(left, moments.randint(1, 3))):
-            moment = _killed(datalist, cache_dir, variant, seconds, moments)
-            left -= 1
-            print(f"{variant}: kill {kills - left} of {kills}, seed {seed}: after {moment:.3f} s")
-        with mock.patch.object(extraction, "SLAB_BYTES", 1):
-            preprocessor(datalist, cache_dir, **VARIANTS[variant]).run()
+        cache_dir, row = folder / f"killed_{left}", min(left, moments.randint(1, 3))
+        with _no_longer_than_ever():
+            for kill in range(kills - left, kills - left + row):
+                moment = _killed(datalist, cache_dir, variant, seconds, moments)
+                print(f"{variant}: kill {kill + 1} of {kills}, seed {seed}: after {moment:.3f} s")
+            with mock.patch.object(extraction, "SLAB_BYTES", 1):
+                preprocessor(datalist, cache_dir, **VARIANTS[variant]).run()
         assert_as_uninterrupted(whole, cache_dir)
+        left -= row
+    print(f"{variant}: {kills} kills, every cache as of a run that was left alone")
 
 
 def assert_as_uninterrupted(whole: Path, cache_dir: Path) -> None:

@@ -8,13 +8,14 @@ import torch
 from funlib.geometry import Roi
 from torch.utils.data import DataLoader
 
-from custom.datasets import CachedVolumeDataset, CropDataset
+from custom.datasets import CachedVolumeDataset, CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import open_cache
 from custom.features.cache_files import FORMAT
 from custom.features.pool import GIB, PooledVolume, bytes_in_memory
 from custom.features.triplane import PlaneGrid, upsample
 from custom.live import LiveVolume, live_volumes
+from custom.loaders import training_loader
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
@@ -108,6 +109,13 @@ def test_workers_load_the_backbone_themselves(datalist: Path) -> None:
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     for number, sample in enumerate(loader):
         assert_same(sample, dataset[number])
+
+
+def test_threads_share_the_backbone(datalist: Path) -> None:
+    dataset = crops(live(datalist))
+    loader = training_loader(dataset, 1, CropSampler(dataset), 4, "threads")
+    for number, batch in enumerate(loader):
+        assert_same({name: values[0] for name, values in batch.items()}, dataset[number])
 
 
 def test_a_pickled_volume_leaves_backbone_and_features_behind(datalist: Path) -> None:

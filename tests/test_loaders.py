@@ -57,13 +57,12 @@ def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[
 
 def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> int:
     """Whether workers make what the process makes by itself; returns the number of samples."""
-    # a process has one thread, so the LSDs' sums of float32 end in other last digits
-    within = 1e-6 if loading["workers"] == "spawn" else 0.0
     alone, count = batches(dataset, epochs, num_workers=0), 0
     for one, other in zip(batches(dataset, epochs, **loading), alone, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
-            atol = within if name == "label" else 0
+            # a worker computes by itself, so LSDs' sums of float32 end in other last digits
+            atol = 1e-6 if name == "label" else 0
             torch.testing.assert_close(value, other[name], rtol=0, atol=atol, msg=name)
         count += len(one["image"])
     return count
@@ -127,6 +126,12 @@ def test_threads_end_with_the_epoch_however_it_ends(cache_dir: Path) -> None:
     assert len(vars(dataset)["asked"]) < 5 * 60
     list(loader)
     assert threading.active_count() == before
+
+
+def test_the_process_keeps_its_number_of_threads_for_computing(cache_dir: Path) -> None:
+    before = torch.get_num_threads()
+    assert_same_samples(crops(cache_dir, 6), 1, num_workers=2, workers="threads")
+    assert torch.get_num_threads() == before
 
 
 def test_an_error_in_a_thread_ends_the_epoch_where_its_batch_would_have_come(
