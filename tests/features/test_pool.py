@@ -17,6 +17,7 @@ from custom.features.cache_files import VolumeFiles
 from custom.features.pool import GIB, PooledVolume, bytes_in_memory, pooled
 from custom.planes import PLANES
 from tests.features.cached import IDS, SHAPE, request, tokens, voxels, write
+from tests.features.test_dense import write_dense
 
 BOXES = [
     Roi((0, 0, 0), SHAPE),
@@ -55,6 +56,18 @@ def test_a_volume_in_memory_gives_what_one_on_disk_gives(tmp_path: Path, dtype: 
     assert torch.equal(in_memory.plane_grid("xz").values, on_disk.plane_grid("xz").values)
     size = WHOLE if dtype == "float16" else (WHOLE + WITHOUT_TOKENS) // 2
     assert in_memory.bytes_kept == size == bytes_in_memory(on_disk)  # int8 stays int8
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_dense_volume_may_stay_in_memory_too(tmp_path: Path, dtype: str) -> None:
+    on_disk = write_dense(VolumeFiles(tmp_path, 0), dtype)
+    (in_memory,) = pooled([on_disk], 1)
+    for roi in (None, BOXES[0], BOXES[1]):
+        assert torch.equal(in_memory.read_features(roi), on_disk.read_features(roi))
+    in_memory.read_raw(BOXES[1])
+    assert isinstance(in_memory, PooledVolume)
+    assert in_memory.bytes_kept == bytes_in_memory(on_disk)
+    assert bytes_in_memory(on_disk, tokens=False) == voxels()["raw"].nbytes
 
 
 def test_what_was_read_once_is_not_read_again(cache_dir: Path) -> None:
