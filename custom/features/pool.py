@@ -89,16 +89,17 @@ def pooled(
     """
     if type(pool_gib) not in (int, float) or not 0 <= pool_gib < float("inf"):
         raise InputError(f"pool_gib must be a number from 0 on, got {pool_gib!r}.")
+    if not pool_gib:
+        return list(volumes)
     room, given, chosen = pool_gib * GIB, 0, []
     for volume in volumes:
         size = bytes_in_memory(volume, tokens)
         fits = given + size <= room
         given += size if fits else 0
         chosen.append(PooledVolume(volume.path) if fits else volume)
-    if pool_gib:
-        kept = sum(isinstance(volume, PooledVolume) for volume in chosen)
-        logger.info(
-            "pool of %g GiB: %d of %d volumes (%.2f GiB) stay in memory, the rest on disk",
-            *(pool_gib, kept, len(volumes), given / GIB),
-        )
+    kept = sum(isinstance(volume, PooledVolume) for volume in chosen)
+    logger.info(
+        "pool of %g GiB: %d of %d volumes (%.2f GiB) stay in memory, the rest on disk",
+        *(pool_gib, kept, len(volumes), given / GIB),
+    )
     return chosen
