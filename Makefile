@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check lint bench fib25 fib25-arguments
+.PHONY: help setup demo test soak check lint bench fib25 fib25-arguments
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make demo     synthetic volume to scored segmentation and an HTML report"
 	@echo "make fib25    the same road on real FIB-SEM: DATA=<fib25.zarr> BACKBONE=<folder or id> OUT=<folder>"
 	@echo "make test     the whole test suite"
+	@echo "make soak     preprocessing killed 60 times, ten epochs of loading by 8 processes and by 8 threads: some minutes"
 	@echo "make check    linter, formatter, type checker and fast tests"
 	@echo "make lint     make check without the tests"
 	@echo "make bench    time and memory of every step, into bench/results.json (DATA=, BACKBONE= as for fib25)"
@@ -36,6 +37,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+soak: setup
+	$(BIN)/python -m tests.soak
 
 check: lint
 	$(BIN)/python -m pytest -m "not slow"

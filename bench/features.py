@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from funlib.geometry import Roi
 
 from bench.figures import Figure
+from bench.loading import memory_growth
 from custom.datalist import open_entry, parse_datalist
-from custom.datasets import CropDataset
 from custom.features.backbone import Backbone
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_files import bytes_on_disk, open_array, token_array
@@ -87,7 +87,12 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
         Figure("features.cache_bytes_per_voxel", bytes_on_disk(volume.path) / voxels, "bytes"),
         *_dense(setting, datalist, folder, features),
         *_loading(setting, volume, backbone, datalist),
-        Figure("features.memory_epoch_10_over_1", _memory_growth(setting, volume), "1"),
+        *_int8(setting, datalist, folder, features),
+        Figure(
+            "features.memory_epoch_10_over_1",
+            memory_growth(volume, setting.crop, setting.samples, folder / "copy"),
+            "1",
+        ),
     ]
 
 
@@ -176,11 +181,7 @@ def _loading(
     setting: Setting, volume: CachedVolume, backbone: Backbone, datalist: Path
 ) -> list[Figure]:
     """One sample's features: from the cache, read bare, and extracted on the fly."""
-    random = np.random.default_rng(0)
-    rois = [
-        Roi(random.integers(0, setting.cube - setting.crop + 1, 3), (setting.crop,) * 3)
-        for _ in range(setting.samples)
-    ]
+    rois = _crops(setting)
     arrays = {p: open_array(volume.path / token_array(p)) for p in volume.spec.planes}
 
     def read_bare(roi: Roi) -> object:
@@ -198,14 +199,36 @@ def _loading(
 
     _forget(volume.path)
     cold = _median_seconds(lambda roi: _load(volume, roi), rois[:1])
-    load = _median_seconds(lambda roi: _load(volume, roi), rois)
-    read = _median_seconds(read_bare, rois)
+    load, read = _side_by_side([lambda roi: _load(volume, roi), read_bare], rois)
     extraction = _median_seconds(extract, rois[:1])
     return [
         Figure("features.load_seconds", load, "s"),
         Figure("features.load_over_read", load / read, "1"),
         Figure("features.load_over_extract", extraction / load, "1"),
         Figure("features.load_over_extract_cold", extraction / cold, "1"),
+    ]
+
+
+def _int8(
+    setting: Setting, datalist: Path, folder: Path, features: Mapping[str, float]
+) -> list[Figure]:
+    """Size and speed of the same cache with its features as int8."""
+    _preprocess(setting, datalist, folder, {**features, "dtype": "int8"}, "int8_cache")
+    (volume,) = open_cache(folder / "int8_cache", "training")
+    (load,) = _side_by_side([lambda roi: _load(volume, roi)], _crops(setting))
+    size = bytes_on_disk(volume.path) / setting.cube**3
+    return [
+        Figure("features.int8_cache_bytes_per_voxel", size, "bytes"),
+        Figure("features.int8_load_seconds", load, "s"),
+    ]
+
+
+def _crops(setting: Setting) -> list[Roi]:
+    """Random crops of the cube."""
+    random = np.random.default_rng(0)
+    return [
+        Roi(random.integers(0, setting.cube - setting.crop + 1, 3), (setting.crop,) * 3)
+        for _ in range(setting.samples)
     ]
 
 
@@ -233,6 +256,12 @@ def _median_seconds(work: Callable[[Roi], object], rois: list[Roi]) -> float:
     return statistics.median(seconds)
 
 
+def _side_by_side(ways: Sequence[Callable[[Roi], object]], rois: list[Roi]) -> list[float]:
+    """Median seconds of every way, by turns, after one round that brings all files into memory."""
+    rounds = [[_median_seconds(way, [roi]) for way in ways] for roi in rois * 4]
+    return [statistics.median(seconds) for seconds in zip(*rounds[len(rois) :], strict=True)]
+
+
 def _forget(folder: Path) -> None:
     """Drop these files from the operating system's cache, where that can be asked for."""
     if hasattr(os, "posix_fadvise"):
@@ -240,21 +269,3 @@ def _forget(folder: Path) -> None:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _memory_growth(setting: Setting, volume: CachedVolume) -> float:
-    """Resident memory after ten epochs over that after one."""
-    crop = (setting.crop,) * 3
-    dataset = CropDataset([volume], crop, [(9, 9, 9)], 80.0, num_samples=setting.samples)
-    resident = []
-    for epoch in range(10):
-        for number in range(epoch * setting.samples, (epoch + 1) * setting.samples):
-            dataset[number]
-        resident.append(_resident_mib())
-    return resident[-1] / resident[0]
-
-
-def _resident_mib() -> float:
-    """Resident memory of this process, on Linux."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

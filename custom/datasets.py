@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -41,14 +42,17 @@ Sample = dict[str, Any]
 
 MAX_DRAWS = 1000  # so many that one usable crop in fifty is found in any run
 REGIONS = ("roi", "volume")
+FEATURE_KEYS = {"features", *(f"tokens_{plane}" for plane in PLANES)}
+FEATURE_DTYPES = {None: None, "float16": torch.float16, "float32": torch.float32}
 
 
 class CropDataset(Dataset[Sample]):
     """Random crops of volumes, cached or live.
 
-    A sample follows from the seed and its number alone, whatever process asks for it. Volumes are
-    drawn in proportion to the number of places a crop can take in them. Crops in which labels count
-    in less than ``min_labelled`` of the voxels, or in which no object is, are drawn anew.
+    A sample follows from the seed and its number alone, whatever process or thread asks for it;
+    every sample has its own copy of the transform. Volumes are drawn in proportion to the number of
+    places a crop can take in them. Crops in which labels count in less than ``min_labelled`` of the
+    voxels, or in which no object is, are drawn anew.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
     ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``, or in the
@@ -70,6 +74,8 @@ class CropDataset(Dataset[Sample]):
         cached_targets: read targets from the cache: a sample has ``target`` and
             ``boundary_weights`` too (``stored_targets``), its halo is as wide as the offsets.
         targets: that ``cached_targets`` must be.
+        use_raw: read raw; False for networks on features alone: ``image`` is 0 then.
+        feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
 
     Raises:
         InputError: a volume has no labels, the crop is larger than every volume, or no crop has
@@ -89,12 +95,18 @@ class CropDataset(Dataset[Sample]):
         transform: Transform | None = None,
         cached_targets: bool = False,
         targets: TargetSettings | None = None,
+        use_raw: bool = True,
+        feature_dtype: str | None = None,
     ) -> None:
         self.cached_targets = flag(cached_targets, "cached_targets")
         if cached_targets:
             if targets is None:
                 raise ValueError("cached_targets must be told which targets they have to be")
             refuse_other_targets(volumes, targets)
+        if feature_dtype not in FEATURE_DTYPES:
+            raise InputError(
+                f"feature_dtype must be null, 'float16' or 'float32', got {feature_dtype!r}."
+            )
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         self.volumes = [v for v in volumes if self._fits(v)]
         if not self.volumes:
@@ -111,6 +123,8 @@ class CropDataset(Dataset[Sample]):
         self.min_labelled = min_labelled
         self.use_tokens = use_tokens
         self.transform = transform
+        self.use_raw = use_raw
+        self.feature_dtype = feature_dtype
         self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:
@@ -123,9 +137,10 @@ class CropDataset(Dataset[Sample]):
         sample = self._read(index, offset)
         if self.transform is None:
             return sample
-        if isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed=int(random.integers(2**32)))
-        transformed: Sample = self.transform(sample)
+        transform = deepcopy(self.transform)  # of this sample alone: threads share the dataset
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(seed=int(random.integers(2**32)))
+        transformed: Sample = transform(sample)
         return transformed
 
     def _fits(self, volume: FeatureVolume) -> bool:
@@ -166,7 +181,7 @@ class CropDataset(Dataset[Sample]):
         roi = Roi(offset, self.crop_size)
         labels, mask = volume.read_labels(roi.grow(halo, halo))
         sample: Sample = {
-            "image": _image(volume.read_raw(roi), volume.raw_window),
+            "image": self._image(volume, roi),
             "labels": torch.from_numpy(labels.astype(np.int64))[None],
             "mask": torch.from_numpy(mask)[None],
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
@@ -175,7 +190,19 @@ class CropDataset(Dataset[Sample]):
             sample |= stored_targets(volume, roi)
         if self.use_tokens:
             _add_features(sample, volume, roi)
+            self._convert_(sample)
         return sample
+
+    def _image(self, volume: FeatureVolume, roi: Roi) -> Tensor:
+        if not self.use_raw:
+            return torch.zeros(1, *self.crop_size)
+        return _image(volume.read_raw(roi), volume.raw_window)
+
+    def _convert_(self, sample: Sample) -> None:
+        """Give the sample's tokens, or dense features, the dtype that was asked for."""
+        dtype = FEATURE_DTYPES[self.feature_dtype]
+        for name in sample.keys() & FEATURE_KEYS if dtype else ():
+            sample[name] = sample[name].to(dtype)
 
 
 class CropSampler(DistributedSampler[int]):

@@ -53,6 +53,27 @@ def hint(word: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
+def picked(known: Sequence[str], wanted: object, what: str) -> list[str]:
+    """Those of ``known`` that a list names, by word or by position from 0 on, in ``known``'s order.
+
+    Each may be named once.
+    """
+    positions = []
+    for item in sequence(wanted, what):
+        if isinstance(item, str) and item in known:
+            positions.append(known.index(item))
+        elif type(item) is int and 0 <= item < len(known):
+            positions.append(item)
+        else:
+            raise InputError(
+                f"{what} names {item!r}, which is neither one of {', '.join(known)} nor a position "
+                f"from 0 to {len(known) - 1}"
+            )
+    if not positions or len(set(positions)) < len(positions):
+        raise InputError(f"{what} must name at least one, and none twice, got {wanted!r}")
+    return [known[position] for position in sorted(positions)]
+
+
 def numbers(value: object, count: int, what: str) -> list[float]:
     """A list of so many finite numbers."""
     if isinstance(value, list) and len(value) == count:

@@ -23,6 +23,7 @@ from custom.features.pca import PcaBasis
 from custom.features.reduced import load_reduced
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid, crop
+from custom.json_fields import picked
 from custom.voxel_grid import Triple
 
 
@@ -266,6 +267,7 @@ def live_volumes(
     cache_dir: str | Path = "",
     windows_at_once: int | None = None,
     compile: bool = False,
+    volume_indices: Sequence[int | str] | None = None,
 ) -> Sequence[LiveVolume]:
     """Volumes of a section of a datalist, their features extracted when they are asked for.
 
@@ -278,6 +280,7 @@ def live_volumes(
         cache_dir: holds the basis of reduced features.
         windows_at_once: as in ``LiveFeatures``.
         compile: as in ``LiveFeatures``.
+        volume_indices: only these entries of the section, by id or by position from 0 on.
 
     Raises:
         InputError: the datalist, its volumes, the backbone, its basis or the settings are at fault,
@@ -286,6 +289,9 @@ def live_volumes(
     entries = parse_datalist(datalist).section(section)
     if not entries:
         raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
+    if volume_indices is not None:
+        ids = picked([entry.id for entry in entries], volume_indices, "volume_indices")
+        entries = tuple(entry for entry in entries if entry.id in ids)
     features = LiveFeatures(source, settings, device, cache_dir, windows_at_once, compile)
     volumes = []
     for opened in map(open_entry, entries):

@@ -22,11 +22,12 @@ import custom
 from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
-from custom.features.cache import CachedVolume, open_cache, refuse_difference
+from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
 from custom.features.pca import BASIS_FILE, PcaBasis
+from custom.features.pool import pooled
 from custom.features.spec import complete_settings, load_backbone_and_spec
 from custom.files import name_file
-from custom.json_fields import read_object
+from custom.json_fields import picked, read_object
 from custom.live import FeatureVolume, live_volumes
 from custom.preflight import running_config
 
@@ -251,6 +252,8 @@ def training_volumes(
     device: str | torch.device = "cpu",
     windows_at_once: int | None = None,
     compile: bool = False,
+    volume_indices: Sequence[int | str] | None = None,
+    pool_gib: float = 0,
 ) -> Sequence[FeatureVolume]:
     """Volumes of a section, with features as the config says.
 
@@ -267,18 +270,30 @@ def training_volumes(
         windows_at_once: batch size of the forward pass, for "raw"; ``None`` for as many as fit into
             memory.
         compile: run the backbone through torch.compile, for "raw".
+        volume_indices: only these volumes of the section, by id or by position from 0 on; None for
+            all.
+        pool_gib: size of the memory in which volumes of a cache are kept (``pooled``), per process.
 
     Raises:
         InputError: no such volumes, or volumes of other features or another number of channels;
-            unknown source.
+            unknown source; a pool for "raw".
     """
     if source not in ("cache", "raw"):
         raise InputError(f"source must be 'cache' or 'raw', got {source!r}.")
+    if source == "raw" and pool_gib:
+        raise InputError("pool_gib keeps volumes of a cache: with source 'raw', set it to 0.")
     volumes: Sequence[FeatureVolume] = (
-        _cached_volumes(cache_dir, section, backbone, features)
+        pooled(
+            _cached_volumes(cache_dir, section, backbone, features, volume_indices),
+            pool_gib,
+            tokens=token_channels > 0,
+        )
         if source == "cache"
         else live_volumes(
-            datalist, section, backbone, features, device, cache_dir, windows_at_once, compile
+            *(datalist, section, backbone, features, device, cache_dir),
+            windows_at_once=windows_at_once,
+            compile=compile,
+            volume_indices=volume_indices,
         )
     )
     channels = volumes[0].spec.channels
@@ -292,14 +307,21 @@ def training_volumes(
 
 
 def _cached_volumes(
-    cache_dir: str, section: str, backbone: BackboneSource, features: Mapping[str, Any]
+    cache_dir: str,
+    section: str,
+    backbone: BackboneSource,
+    features: Mapping[str, Any],
+    volume_indices: Sequence[int | str] | None,
 ) -> list[CachedVolume]:
     """Cached volumes of a section, if they were made as the config says.
 
     Where the backbone's name and all settings are those that the cache was made with, the backbone
     is not loaded; otherwise it is, and the weights decide.
     """
-    volumes = open_cache(cache_dir, section, copies=True)
+    ids = None
+    if volume_indices is not None and (known := ids_in(cache_dir, section)):
+        ids = picked(known, volume_indices, "volume_indices")
+    volumes = open_cache(cache_dir, section, ids, copies=True)
     settings = complete_settings(features)
     first = volumes[0]
     same_name = isinstance(backbone, str) and backbone == first.spec.backbone

@@ -76,3 +76,4 @@ def test_feature_figures_of_a_tiny_cube(tmp_path: Path) -> None:
     assert found["dense_extract_peak_memory"].value > 100
     assert 2 * 16 <= found["dense_cache_bytes_per_voxel"].value < 2 * 16 + 10
     assert not (tmp_path / "dense_cache").exists()
+    assert found["int8_cache_bytes_per_voxel"].value < found["cache_bytes_per_voxel"].value

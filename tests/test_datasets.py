@@ -22,7 +22,7 @@ from custom.datasets import (
     inference_dataset,
 )
 from custom.errors import InputError
-from custom.features.cache import open_cache
+from custom.features.cache import CachedVolume, open_cache
 from custom.features.triplane import PlaneGrid, crop, upsample
 from custom.inferers import PrepareTokenBatch
 from custom.networks.fusion import TokenFusion
@@ -333,6 +333,24 @@ class TestCrops:
         names = set(crops(cache_dir, use_tokens=False)[0])
         assert names == {"image", "labels", "mask", "voxel_size_nm"}
 
+    def test_raw_is_left_out_on_request(
+        self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = crops(cache_dir)[3]
+        monkeypatch.setattr(CachedVolume, "read_raw", None)
+        found = crops(cache_dir, use_raw=False)[3]
+        assert not found.pop("image").any() and expected.pop("image").shape == (1, *CROP)
+        assert_same(found, expected)
+
+    @pytest.mark.parametrize("dtype", [None, "float16", "float32"])
+    def test_tokens_have_the_dtype_asked_for(self, cache_dir: Path, dtype: str | None) -> None:
+        found, stored = crops(cache_dir, feature_dtype=dtype)[3], crops(cache_dir)[3]
+        for plane in PLANES:
+            values = found.pop(f"tokens_{plane}")
+            assert values.dtype == getattr(torch, dtype or "float16")
+            assert torch.equal(values, stored.pop(f"tokens_{plane}").to(values.dtype))
+        assert_same(found, stored)
+
     def test_a_volume_smaller_than_the_crop_is_left_out(
         self, cache_dir: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -352,6 +370,7 @@ class TestCrops:
             ("training", {"crop_size": (6, 7)}, "crop_size must be a list of 3 numbers"),
             ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
             ("training", {"min_labelled": 1.0}, "labels in 100% of its voxels"),
+            ("training", {"feature_dtype": "int8"}, "feature_dtype must be null, 'float16' or"),
             ("validation", {}, "training volume 'bare' has no labels"),
             ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] has labels"),
             ("test", {"min_labelled": 0.0}, "none of 1000 random crops"),
@@ -361,7 +380,7 @@ class TestCrops:
                 "symmetry 'cube' swaps axes",
             ),
         ],
-        ids=["size", "2D", "zero", "share", "no labels", "mask", "mask and 0", "symmetry"],
+        ids=["size", "2D", "zero", "share", "dtype", "no labels", "mask", "mask and 0", "symmetry"],
     )
     def test_mistakes_speak_before_any_worker_starts(
         self, cache_dir: Path, section: str, changes: dict[str, Any], message: str

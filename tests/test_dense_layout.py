@@ -167,6 +167,15 @@ def test_live_samples_are_those_of_the_cache(
         torch.testing.assert_close(one["features"], other["features"], rtol=0, atol=within)
 
 
+def test_features_have_the_dtype_asked_for(caches: dict[str, Path]) -> None:
+    volumes = open_cache(caches["linear"], "training")
+    stored, converted = (crops(volumes, feature_dtype=dtype)[1] for dtype in (None, "float32"))
+    assert stored["features"].dtype == torch.float16
+    assert converted["features"].dtype == torch.float32
+    assert torch.equal(stored["features"].float(), converted["features"])
+    assert torch.equal(stored["token_steps"], converted["token_steps"])
+
+
 @pytest.mark.parametrize("kind", ["linear", "guided"])
 def test_whole_volumes_from_raw_and_live_are_those_of_the_cache(
     datalist: Path, caches: dict[str, Path], settings: dict[str, Any], kind: str

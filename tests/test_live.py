@@ -8,11 +8,14 @@ import torch
 from funlib.geometry import Roi
 from torch.utils.data import DataLoader
 
-from custom.datasets import CachedVolumeDataset, CropDataset
+from custom.datasets import CachedVolumeDataset, CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import open_cache
+from custom.features.cache_files import FORMAT
+from custom.features.pool import GIB, PooledVolume, bytes_in_memory
 from custom.features.triplane import PlaneGrid, upsample
 from custom.live import LiveVolume, live_volumes
+from custom.loaders import training_loader
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.training import model_description, training_volumes
@@ -129,6 +132,13 @@ def test_workers_load_the_backbone_themselves(datalist: Path) -> None:
         assert_same(sample, dataset[number])
 
 
+def test_threads_share_the_backbone(datalist: Path) -> None:
+    dataset = crops(live(datalist))
+    loader = training_loader(dataset, 1, CropSampler(dataset), 4, "threads")
+    for number, batch in enumerate(loader):
+        assert_same({name: values[0] for name, values in batch.items()}, dataset[number])
+
+
 def test_a_pickled_volume_leaves_backbone_and_features_behind(datalist: Path) -> None:
     volume = live(datalist)[0]
     small = len(pickle.dumps(volume))
@@ -151,3 +161,44 @@ def test_the_source_is_one_of_two(datalist: Path, cache_dir: Path) -> None:
 def test_live_volumes_have_their_channels_checked_too(datalist: Path, cache_dir: Path) -> None:
     with pytest.raises(InputError, match=r"token_channels is 32, .* 'deep' have 16 channels"):
         training_volumes(str(cache_dir), "training", WITH_SEED, FEATURES, 32, "raw", str(datalist))
+
+
+def test_volumes_are_chosen_by_id_or_position(datalist: Path, cache_dir: Path) -> None:
+    for source in ("raw", "cache"):
+        arguments = (str(cache_dir), "training", WITH_SEED, FEATURES, 16, source, str(datalist))
+        for chosen, ids in [(["grey"], ["grey"]), ([0], ["deep"]), ([1, "deep"], ["deep", "grey"])]:
+            volumes = training_volumes(*arguments, volume_indices=chosen)
+            assert [volume.id for volume in volumes] == ids
+        with pytest.raises(InputError, match=r"names 2, .* deep, grey nor"):
+            training_volumes(*arguments, volume_indices=[2])
+
+
+def test_a_volume_that_is_not_chosen_may_be_unfinished(datalist: Path, cache_dir: Path) -> None:
+    arguments = (str(cache_dir), "training", WITH_SEED, FEATURES, 16)
+    metadata = cache_dir / "volume_000001_metadata.json"
+    progress = cache_dir / "volume_000001_progress.json"
+    kept = metadata.read_text()
+    metadata.unlink()
+    progress.write_text(json.dumps({"format": FORMAT, "request": json.loads(kept)}))
+    try:
+        assert [v.id for v in training_volumes(*arguments, volume_indices=[0])] == ["deep"]
+        with pytest.raises(InputError, match="'grey' is unfinished"):
+            training_volumes(*arguments, volume_indices=[1])
+    finally:
+        metadata.write_text(kept)
+        progress.unlink()
+
+
+def test_a_pool_holds_volumes_of_a_cache(datalist: Path, cache_dir: Path) -> None:
+    arguments = (str(cache_dir), "training", WITH_SEED, FEATURES)
+    in_memory, on_disk = (training_volumes(*arguments, 16, pool_gib=gib) for gib in (1, 0))
+    assert all(isinstance(volume, PooledVolume) for volume in in_memory)
+    assert not any(isinstance(volume, PooledVolume) for volume in on_disk)
+    one, other = crops(in_memory), crops(on_disk)
+    for number in range(6):
+        assert_same(one[number], other[number])
+    room = sum(bytes_in_memory(volume, tokens=False) for volume in on_disk) / GIB
+    raw_only = training_volumes(*arguments, 0, pool_gib=room)
+    assert all(isinstance(volume, PooledVolume) for volume in raw_only)
+    with pytest.raises(InputError, match="with source 'raw', set it to 0"):
+        training_volumes(*arguments, 16, "raw", str(datalist), pool_gib=1)

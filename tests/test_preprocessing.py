@@ -1,12 +1,7 @@
 import errno
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,6 @@ from monai.bundle import ConfigParser
 from custom import preprocessing
 from custom.datalist import SECTIONS
 from custom.errors import InputError
-from custom.features import extraction
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
@@ -611,34 +605,3 @@ def test_target_settings_never_extract_again(
     parser.get_parsed_content("initialize")
     parser.get_parsed_content("preprocessing")
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
-
-
-KILLED = """
-import json, sys
-from custom.features import extraction
-from custom.preprocessing import Preprocessor
-extraction.SLAB_BYTES = 1
-Preprocessor(*json.loads(sys.argv[1]), show_progress=False).run()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("seed", "layout"), [(0, "tokens"), (1, "tokens"), (2, "dense")])
-def test_a_killed_run_ends_with_the_same_cache(
-    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, layout: str
-) -> None:
-    monkeypatch.setattr(extraction, "SLAB_BYTES", 1)  # slice by slice, as in the killed process
-    features = {**FEATURES, "layout": layout}
-    preprocessor(datalist, tmp_path / "whole", features=features).run()
-    cache_dir = tmp_path / "killed"
-    arguments = json.dumps([str(datalist), str(cache_dir), VIT, features, SECTIONS])
-    process = subprocess.Popen([sys.executable, "-c", KILLED, arguments], cwd=ROOT)
-    while process.poll() is None and not (cache_dir / "volume_000000.zarr").exists():
-        time.sleep(0.001)
-    time.sleep(random.Random(seed).uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
-    with pytest.raises(InputError, match="unfinished"):
-        open_cache(cache_dir)
-    preprocessor(datalist, cache_dir, features=features).run()
-    assert_same_arrays(tmp_path / "whole", cache_dir)

@@ -294,7 +294,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_cache_of_the_same_name_and_settings_needs_no_backbone(
     cache: list[Any], channels: int
 ) -> None:
-    assert training_volumes("cache", "training", "a/b", {"window": 64}, channels) is cache
+    assert training_volumes("cache", "training", "a/b", {"window": 64}, channels) == cache
 
 
 @pytest.mark.parametrize(("backbone", "window"), [("a/c", 64), ("a/b", 128), ({"seed": 1}, 64)])

@@ -9,13 +9,13 @@ from fire.helptext import HelpText
 
 from custom.json_fields import hint
 
-NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-
 
 def strict(command: Callable[..., None]) -> Callable[..., None]:
     """The same command; an unknown option or an argument too many ends it with a sentence."""
     signature = inspect.signature(command)
-    known = [name for name, found in signature.parameters.items() if found.kind in NAMED]
+    known = list(signature.parameters)
+    by_name_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    in_order = [p for p in signature.parameters.values() if p not in by_name_only]
 
     @wraps(command)
     def refusing(*args: Any, **options: Any) -> None:
@@ -25,14 +25,12 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
         for option in options:
             if option not in known:
                 raise SystemExit(f"there is no option --{option}{hint(option, known)}")
-        if len(args) > len(known):
-            raise SystemExit(f"there is an argument too many: {args[len(known)]!r}; see --help")
+        if len(args) > len(in_order):
+            raise SystemExit(f"there is an argument too many: {args[len(in_order)]!r}; see --help")
         command(*args, **options)
 
-    more = [
-        inspect.Parameter("surplus", inspect.Parameter.VAR_POSITIONAL),
-        inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD),
-    ]
-    parameters = [*signature.parameters.values(), *more]
+    surplus = inspect.Parameter("surplus", inspect.Parameter.VAR_POSITIONAL)
+    unknown = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)
+    parameters = [*in_order, surplus, *by_name_only, unknown]
     refusing.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by inspect
     return refusing

@@ -17,6 +17,7 @@ from custom.features.cache_basis import basis_of
 from custom.features.cache_files import (
     DENSE_ARRAY,
     FORMAT,
+    Selection,
     copy_of,
     entry_name,
     entry_of,
@@ -207,19 +208,19 @@ class CachedVolume:
         return self._values("gt_ids")
 
     def _read_voxels(self, name: str, roi: Roi) -> NDArray[Any]:
-        """Box of a voxel array, padded with 0."""
+        """Selection of a voxel array, padded with 0."""
         part = roi.intersect(Roi((0, 0, 0), self.shape))
         values = np.zeros(tuple(roi.shape), dtype=self._array(name).dtype.numpy_dtype)
         if not part.empty:
             values[(part - roi.offset).to_slices()] = self._values(name, part.to_slices())
         return values
 
-    def _tokens(self, name: str, box: tuple[slice, ...] = ()) -> Tensor:
+    def _tokens(self, name: str, box: Selection = ()) -> Tensor:
         values = torch.from_numpy(self._values(name, box))
         scales = self.metadata["arrays"][name].get("scales")
         return values if scales is None else restore(values, torch.tensor(scales))
 
-    def _values(self, name: str, box: tuple[slice, ...] = ()) -> NDArray[Any]:
+    def _values(self, name: str, box: Selection = ()) -> NDArray[Any]:
         return read_array(self._array(name), self.path / name, box)
 
     def _array(self, name: str) -> tensorstore.TensorStore:
@@ -276,6 +277,12 @@ def open_cache(
     if volumes[0].spec.pca is not None:
         basis_of(volumes[0].spec, cache_dir)
     return volumes
+
+
+def ids_in(cache_dir: str | Path, section: str) -> list[str]:
+    """Ids of a section's volumes, finished or not, in the datalist's order; copies share theirs."""
+    entries = map(entry_of, volumes_in(Path(cache_dir).absolute()))
+    return [e["id"] for e in entries if e.get("section") == section and not copy_of(e)]
 
 
 def refuse_difference(cached: FeatureSpec, wanted: FeatureSpec, path: Path) -> None:

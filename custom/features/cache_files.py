@@ -28,6 +28,7 @@ GRID_CHUNK = (4, 16, 16)  # slices, entries, entries; of all channels, while a v
 TARGET_ARRAYS = ("target", "boundary_weights")
 
 Json = dict[str, Any]
+Selection = tuple[slice | NDArray[np.int64], ...]  # per axis a span, or the entries that are wanted
 
 _FILE_ERROR = re.compile(
     r'local file "([^"]*)":? (?:is )?(.*?)(?:; at byte \d+)?(?: \[\w+=.*)?$', re.DOTALL
@@ -220,16 +221,14 @@ def open_array(path: Path) -> tensorstore.TensorStore:
         return tensorstore.open(spec, read=True, write=False).result()
 
 
-def read_array(
-    array: tensorstore.TensorStore, path: Path, box: tuple[slice, ...] = ()
-) -> NDArray[Any]:
-    """A box of an array that ``open_array`` opened at ``path``.
+def read_array(array: tensorstore.TensorStore, path: Path, box: Selection = ()) -> NDArray[Any]:
+    """A box of an array that ``open_array`` opened at ``path``; each axis is indexed for itself.
 
     Raises:
         InputError: one of its chunks is missing or not as it was written.
     """
     with _reading(path):
-        values: NDArray[Any] = array[box].read().result()
+        values: NDArray[Any] = array.oindex[box].read().result()
     return values
 
 

@@ -16,6 +16,7 @@ from custom.features.cache_files import (
     TOKEN_CHUNK,
     VOXEL_CHUNK,
     Json,
+    Selection,
     VolumeFiles,
     create_array,
     create_group,
@@ -138,7 +139,7 @@ class VolumeWriter:
                 box = (slice(None), slice(begin, end), slice(top, bottom))
                 yield box, end if bottom == rows else begin
 
-    def _features(self, staged: str, box: Box) -> Tensor:
+    def _features(self, staged: str, box: Selection) -> Tensor:
         return torch.from_numpy(read_array(self._arrays[staged], self._path(staged), box))
 
     def write_voxels(self, name: str, begin: int, values: NDArray[Any]) -> None:

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from funlib.geometry.roi import Roi
+from numpy.typing import NDArray
 from torch import Tensor
 
-from custom.features.triplane import PlaneGrid, Triple, entries_for, placed_at, take
+from custom.features.cache_files import Selection
+from custom.features.triplane import PlaneGrid, Triple, entries_for, placed_at
 from custom.planes import NORMAL_AXIS
 
-Read = Callable[[tuple[slice, ...]], Tensor]
+Read = Callable[[Selection], Tensor]
 
 
 def read_entries(read: Read, shape: Sequence[int], plane: str, entries: Roi) -> Tensor:
     """A box of grid entries.
 
     Args:
-        read: gives a box (C, slices, h, w) of what is stored.
+        read: gives a selection (C, slices, h, w) of what is stored, each axis indexed for itself.
         shape: of what is stored, (C, slices, h, w).
         plane: "xy", "xz" or "yz".
         entries: box of entries, zyx: slices along the plane's normal, patches along the other
@@ -25,14 +28,17 @@ def read_entries(read: Read, shape: Sequence[int], plane: str, entries: Roi) -> 
         (C, d, h, w), zyx.
     """
     normal = NORMAL_AXIS[plane]
-    sizes = list(shape[1:])
-    sizes.insert(normal, sizes.pop(0))
-    first = [min(max(b, 0), n - 1) for b, n in zip(entries.begin, sizes, strict=True)]
-    end = [min(max(e, 1), n) for e, n in zip(entries.end, sizes, strict=True)]
-    box = [slice(a, max(a + 1, b)) for a, b in zip(first, end, strict=True)]
+    box = list(zip(entries.begin, entries.end, strict=True))
     box.insert(0, box.pop(normal))
-    values = read((slice(None), *box)).movedim(1, 1 + normal)
-    return take(values, [b - f for b, f in zip(entries.begin, first, strict=True)], entries.shape)
+    wanted = [_clamped(*span, size) for span, size in zip(box, shape[1:], strict=True)]
+    return read((slice(None), *wanted)).movedim(1, 1 + normal)
+
+
+def _clamped(begin: int, end: int, size: int) -> slice | NDArray[np.int64]:
+    """Entries ``begin`` to ``end`` of ``size``; beyond the border it repeats."""
+    if begin >= 0 and end <= size:
+        return slice(begin, end)
+    return np.arange(begin, end).clip(0, size - 1)
 
 
 def read_grid(

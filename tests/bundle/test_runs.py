@@ -269,11 +269,20 @@ def test_a_new_learning_rate_counts_for_a_training_that_is_taken_up(project: Pat
     assert 0 < new < 0.0002 < old
 
 
-@pytest.mark.slow
-def test_a_worker_gives_the_same_training(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "loading",
+    [
+        pytest.param({"num_workers": 1}, marks=pytest.mark.slow),
+        {"num_workers": 2, "workers": "threads", "pool_gib": 0.5, "feature_dtype": "float32"},
+    ],
+    ids=["process", "threads"],
+)
+def test_workers_give_the_same_training(
+    finished: Path, tmp_path: Path, loading: dict[str, Any]
+) -> None:
     folder = untrained(finished, tmp_path / "project")
-    tiny.run("training", folder, num_workers=1)
-    # a worker computes with one thread, so sums of float32 end in other last digits
+    tiny.run("training", folder, **loading)
+    # a process computes with one thread, so sums of float32 end in other last digits
     for name in ("train_loss", "loss_affinity", "loss_lsd"):
         alone, with_worker = ([e[name] for e in history(f)] for f in (finished, folder))
         np.testing.assert_allclose(with_worker, alone, rtol=1e-3)

@@ -1,7 +1,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from custom.errors import InputError
-from custom.features.cache_check import check_cache
+from custom.features.cache_check import _ahead, check_cache
 from custom.features.cache_files import VolumeFiles, create_array, write_array
 from custom.features.cache_writer import VolumeWriter
 from tests.features.cached import IDS, SPEC, request, write
@@ -149,3 +149,17 @@ def test_an_int8_cache_needs_its_scales(tmp_path: Path) -> None:
 def test_a_folder_without_volumes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no volumes: run preprocessing"):
         check_cache(tmp_path)
+
+
+def test_chunks_are_asked_for_ahead_and_only_so_many() -> None:
+    made: list[int] = []
+
+    def reads() -> Iterator[int]:
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    for number, read in enumerate(_ahead(reads(), 4)):
+        assert read == number
+        assert len(made) == min(number + 4, 10)
+    assert list(_ahead(iter([]), 4)) == []

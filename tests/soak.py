@@ -1,0 +1,145 @@
+"""What must hold however often it is tried: preprocessing that is killed, loading that goes on.
+
+make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--seed 0]
+"""
+
+import faulthandler
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fire
+
+from custom.features import extraction
+from custom.features.cache import open_cache
+from custom.features.cache_check import check_cache
+from tests.test_loaders import assert_same_samples, cached, crops
+from tests.test_preprocessing import (
+    FEATURES,
+    INT8,
+    ROOT,
+    assert_same_arrays,
+    preprocessor,
+    write_datalist,
+)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float16": {"features": FEATURES},
+    "int8": {"features": INT8, "compression": "lz4"},
+    "dense": {"features": {**FEATURES, "layout": "dense"}},
+}
+LONGEST_S = 600  # a kill, or ten epochs, that take longer hang
+PROCESS = """
+import json, sys
+from custom.features import extraction
+from tests.test_preprocessing import preprocessor
+extraction.SLAB_BYTES = 1
+datalist, cache_dir, changes = json.loads(sys.argv[1])
+run = preprocessor(datalist, cache_dir, **changes)
+print("ready", flush=True)
+run.run()
+"""
+
+
+def soak(kills: int = 20, epochs: int = 10, seed: int = 0) -> None:
+    """All of it; ends with status 1 and an AssertionError where something does not hold.
+
+    Args:
+        kills: of preprocessing, for features as float16, as int8, and as dense ones.
+        epochs: of loading, by 8 processes and again by 8 threads.
+        seed: of the moments.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for variant in VARIANTS:
+            killed_preprocessing(Path(folder) / variant, variant, kills, seed)
+        cached(Path(folder))
+        for workers in ("threads", "spawn"):
+            started, dataset = time.perf_counter(), crops(Path(folder))
+            with _no_longer_than_ever():
+                samples = assert_same_samples(dataset, epochs, num_workers=8, workers=workers)
+            seconds = time.perf_counter() - started
+            print(f"{workers}: {samples} samples of {epochs} epochs by 8 workers, {seconds:.0f} s")
+
+
+@contextmanager
+def _no_longer_than_ever() -> Iterator[None]:
+    """What takes ``LONGEST_S`` hangs: it ends with a traceback of all threads and status 1."""
+    faulthandler.dump_traceback_later(LONGEST_S, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def killed_preprocessing(folder: Path, variant: str, kills: int, seed: int) -> None:
+    """Kill runs on three volumes, up to three on one cache, and let the next one end."""
+    datalist = write_datalist(folder)
+    whole, moments = folder / "whole", random.Random(seed)
+    seconds = _until_it_ends(datalist, whole, variant)
+    left = kills
+    while left:
+        cache_dir, row = folder / f"killed_{left}", min(left, moments.randint(1, 3))
+        with _no_longer_than_ever():
+            for kill in range(kills - left, kills - left + row):
+                moment = _killed(datalist, cache_dir, variant, seconds, moments)
+                print(f"{variant}: kill {kill + 1} of {kills}, seed {seed}: after {moment:.3f} s")
+            with mock.patch.object(extraction, "SLAB_BYTES", 1):
+                preprocessor(datalist, cache_dir, **VARIANTS[variant]).run()
+        assert_as_uninterrupted(whole, cache_dir)
+        left -= row
+    print(f"{variant}: {kills} kills, every cache as of a run that was left alone")
+
+
+def assert_as_uninterrupted(whole: Path, cache_dir: Path) -> None:
+    """Equal arrays and files, every volume once, no defect."""
+    assert_same_arrays(whole, cache_dir)
+    assert _files(whole) == _files(cache_dir)
+    assert [volume.id for volume in open_cache(cache_dir)] == ["a", "b", "c"]
+    assert check_cache(cache_dir, show_progress=False).defects == ()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def _started(datalist: Path, cache_dir: Path, variant: str) -> subprocess.Popen[str]:
+    """A run that is about to begin: the imports are done."""
+    arguments = json.dumps([str(datalist), str(cache_dir), VARIANTS[variant]])
+    command = [sys.executable, "-c", PROCESS, arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == "ready\n"
+    return process
+
+
+def _until_it_ends(datalist: Path, cache_dir: Path, variant: str) -> float:
+    """Seconds that an uninterrupted run takes."""
+    process, start = _started(datalist, cache_dir, variant), time.perf_counter()
+    assert process.wait() == 0
+    return time.perf_counter() - start
+
+
+def _killed(
+    datalist: Path, cache_dir: Path, variant: str, seconds: float, moments: random.Random
+) -> float:
+    """Kill a run at a random moment; returns the moment. A run that was faster is no kill."""
+    while True:
+        process, moment = _started(datalist, cache_dir, variant), moments.uniform(0, seconds)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() == -signal.SIGKILL:
+            return moment
+
+
+if __name__ == "__main__":
+    fire.Fire(soak)

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+
+from tests.soak import VARIANTS, assert_as_uninterrupted, killed_preprocessing
+from tests.test_preprocessing import preprocessor, write_datalist
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_ends_with_the_same_cache(tmp_path: Path, variant: str) -> None:
+    killed_preprocessing(tmp_path, variant, kills=3, seed=1)
+
+
+def test_the_soak_notices_what_a_kill_could_leave(tmp_path: Path) -> None:
+    datalist = write_datalist(tmp_path)
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    for cache_dir in (whole, other):
+        preprocessor(datalist, cache_dir).run()
+    assert_as_uninterrupted(whole, other)
+    orphan = other / "volume_000001.zarr" / "raw" / "part"
+    orphan.write_bytes(b"")
+    with pytest.raises(AssertionError):
+        assert_as_uninterrupted(whole, other)
