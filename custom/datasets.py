@@ -28,7 +28,8 @@ from custom.features.intensity import (
     to_unit_range,
 )
 from custom.features.reduced import load_reduced
-from custom.features.spec import FeatureSpec, complete_settings
+from custom.features.settings import complete_settings
+from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
 from custom.json_fields import flag, whole_numbers
 from custom.live import FeatureVolume

@@ -53,7 +53,8 @@ from custom.features.lattice import plane_lattice
 from custom.features.pca import PcaBasis
 from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
-from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
+from custom.features.settings import complete_settings, load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 from custom.locations import moved
 from custom.targets.settings import parse_target_settings
 

@@ -25,7 +25,7 @@ from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.pool import pooled
-from custom.features.spec import complete_settings, load_backbone_and_spec
+from custom.features.settings import complete_settings, load_backbone_and_spec
 from custom.files import name_file
 from custom.json_fields import picked, read_object
 from custom.live import FeatureVolume, live_volumes

@@ -18,7 +18,7 @@ from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_files import bytes_on_disk
 from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.features.triplane import average
 from custom.inferers import PrepareTokenBatch, TokenSlidingWindowInferer
 from custom.live import live_volumes

@@ -18,7 +18,7 @@ from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor, exclusive
 

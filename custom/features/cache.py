@@ -30,7 +30,8 @@ from custom.features.cache_files import (
 )
 from custom.features.pca import PcaBasis
 from custom.features.quantisation import restore
-from custom.features.spec import DEFAULTS, FeatureSpec
+from custom.features.settings import DEFAULTS
+from custom.features.spec import FeatureSpec
 from custom.features.stored_grids import read_entries, read_grid
 from custom.features.triplane import PlaneGrid
 from custom.planes import NORMAL_AXIS
