@@ -16,9 +16,10 @@ from custom.features.pool import GIB, PooledVolume, bytes_in_memory
 from custom.features.triplane import PlaneGrid, upsample
 from custom.live import LiveVolume, live_volumes
 from custom.loaders import training_loader
+from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
-from custom.training import model_description, training_volumes
+from custom.training import training_volumes
 from tests.test_datasets import (
     CROP,
     FEATURES,

@@ -18,8 +18,9 @@ from custom.features.cache_files import VolumeFiles
 from custom.features.pca import BASIS_FILE, read_basis
 from custom.features.triplane import average
 from custom.live import live_volumes
+from custom.model_files import BestModel
 from custom.planes import PLANES
-from custom.training import BestModel, training_volumes
+from custom.training import training_volumes
 from tests.features.guided import write_hub
 from tests.test_preprocessing import (
     FEATURES,
