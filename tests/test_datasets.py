@@ -13,14 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from custom.augmentation import RandOrientationd
-from custom.datasets import (
-    CachedVolumeDataset,
-    CropDataset,
-    CropSampler,
-    RawVolumeDataset,
-    dataset_spec,
-    inference_dataset,
-)
+from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.triplane import PlaneGrid, crop, upsample
@@ -30,6 +23,12 @@ from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.targets.halo import target_halo
 from custom.transforms import LabelsToTargetsd
+from custom.volume_datasets import (
+    CachedVolumeDataset,
+    RawVolumeDataset,
+    dataset_spec,
+    inference_dataset,
+)
 
 VIT = {
     "model_type": "dinov3_vit",
