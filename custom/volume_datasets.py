@@ -16,11 +16,10 @@ from custom.features.batching import checked_windows_at_once
 from custom.features.cache import open_cache
 from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
-from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
+from custom.features.intensity import IntensityWindow, entry_window, to_uint8
 from custom.features.reduced import load_reduced
 from custom.features.settings import complete_settings
 from custom.features.spec import FeatureSpec
-from custom.features.triplane import PlaneGrid
 from custom.live import FeatureVolume
 from custom.samples import Sample, add_dense, add_features, add_grid, image_tensor
 
@@ -118,31 +117,21 @@ class RawVolumeDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         opened = self.entries[index]
         roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
-        window = opened.entry.intensity_window or measure_intensity_window(
-            opened.source, self.percentiles
-        )
+        window = entry_window(opened, self.percentiles)
         raw = opened.read_raw(roi)
         image = image_tensor(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
-        offset = [
-            o + b * v
-            for o, b, v in zip(
-                opened.raw.metadata.offset_nm, roi.begin, opened.voxel_size_nm, strict=True
-            )
-        ]
-        sample = _described(image, opened.entry.id, opened.voxel_size_nm, offset)
-        if self.spec is not None:
-            grids = self._grids(opened, roi, window)
-            if self.spec.layout == "dense":
-                dtype = getattr(torch, self.spec.float_dtype)
-                add_dense(sample, self.spec, dense_features(grids, roi.shape, dtype))
-            else:
-                for plane, grid in grids.items():
-                    add_grid(sample, plane, grid)
+        place = opened.voxel_size_nm, opened.offset_nm(roi)
+        sample = _described(image, opened.entry.id, *place)
+        if self.use_tokens:
+            self._add_extracted(sample, opened, roi, window)
         return sample
 
-    def _grids(self, opened: OpenEntry, roi: Roi, window: IntensityWindow) -> dict[str, PlaneGrid]:
+    def _add_extracted(
+        self, sample: Sample, opened: OpenEntry, roi: Roi, window: IntensityWindow
+    ) -> None:
+        """Features of a box, in the layout of the spec."""
         assert self.backbone is not None and self.spec is not None
-        return extract_planes(
+        grids = extract_planes(
             opened.source.read,
             opened.raw.metadata.shape,
             roi,
@@ -153,6 +142,12 @@ class RawVolumeDataset(Dataset[Sample]):
             progress=True,
             raw_axes=opened.raw_axes,
         )
+        if self.spec.layout == "dense":
+            dtype = getattr(torch, self.spec.float_dtype)
+            add_dense(sample, self.spec, dense_features(grids, roi.shape, dtype))
+        else:
+            for plane, grid in grids.items():
+                add_grid(sample, plane, grid)
 
 
 def inference_dataset(

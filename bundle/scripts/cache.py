@@ -30,11 +30,11 @@ from custom.features.cache_files import (
     read_json,
     volumes_in,
 )
+from custom.features.cache_lock import exclusive
 from custom.features.cache_prune import removable
 from custom.files import write_atomically
 from custom.json_fields import flag, read_object
 from custom.pictures import png_bytes
-from custom.preprocessing import exclusive
 from custom.targets.settings import KEYS, parse_target_settings
 from scripts.strict import strict
 

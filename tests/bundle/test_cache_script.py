@@ -11,8 +11,8 @@ from scripts import cache
 
 from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
+from custom.features.cache_lock import exclusive
 from custom.features.cache_writer import VolumeWriter
-from custom.preprocessing import exclusive
 from tests.bundle.tiny import CONFIGS
 from tests.features.cached import SHAPE, request, write
 
