@@ -7,7 +7,6 @@ From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show|update
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,9 @@ from custom.features.cache import CachedVolume
 from custom.features.cache_check import check_cache
 from custom.features.cache_files import (
     VolumeFiles,
-    bytes_on_disk,
     copy_of,
     entry_name,
     entry_of,
-    read_json,
     volumes_in,
 )
 from custom.features.cache_lock import exclusive
@@ -36,19 +33,8 @@ from custom.files import write_atomically
 from custom.json_fields import flag, read_object
 from custom.pictures import png_bytes
 from custom.targets.settings import KEYS, parse_target_settings
+from scripts.cache_table import table_of
 from scripts.strict import strict
-
-COLUMNS = (
-    "id",
-    "section",
-    "shape",
-    "features",
-    "channels",
-    "targets",
-    "bytes",
-    "bytes/voxel",
-    "state",
-)
 
 
 def _explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,10 +58,8 @@ def list_volumes(cache: str) -> None:
     Args:
         cache: folder of the cache.
     """
-    rows = [COLUMNS, *(_row(files) for files in _volumes(cache))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in table_of(_volumes(cache)):
+        print(line)
 
 
 @_explained
@@ -212,59 +196,6 @@ def _volumes(cache: str) -> list[VolumeFiles]:
     if not found:
         raise InputError(f"'{cache}' holds no volume of a feature cache; give a cache_dir")
     return found
-
-
-def _row(files: VolumeFiles) -> tuple[str, ...]:
-    """Cells of one volume; what an unfinished one does not know yet is a dash."""
-    entry = entry_of(files)
-    known = read_json(files.metadata) or read_json(files.progress)["request"]
-    shape = known["roi"]["shape"] if "roi" in known else []
-    features = known.get("features")
-    size = bytes_on_disk(files.arrays)
-    return (
-        entry_name(entry),
-        str(entry.get("section", "-")),
-        " x ".join(map(str, shape)) or "-",
-        _in_short(features, known.get("compression")) if features else "-",
-        str(features["channels"]) if features else "-",
-        _targets_in_short(known.get("targets")),
-        str(size),
-        f"{size / prod(shape):.1f}" if files.finished else "-",
-        "finished" if files.finished else "unfinished",
-    )
-
-
-def _in_short(features: dict[str, Any], compression: str | None) -> str:
-    """What made the features, in a few words."""
-    scale = features["pixels_per_voxel"]
-    pixels = f"{scale[0]:g}" if len(set(scale)) == 1 else ",".join(f"{s:g}" for s in scale)
-    packed = "" if compression in (None, "none") else f" {compression}"
-    steps = features.get("slice_step", [1, 1, 1])
-    slices = "" if max(steps) == 1 else f" slice_step {','.join(map(str, steps))}"
-    components = f", pca {features['pca']}" if features.get("pca") else ""
-    return (
-        f"{Path(features['backbone']).name} layers {','.join(map(str, features['layers']))}, "
-        f"{pixels} px/voxel, window {features['window']}, "
-        f"stride {features.get('stride', features['patch_size'])}, "
-        f"{' '.join(features['planes'])}{slices}{components}, {features['dtype']}"
-        f"{packed}{_layout(features)}"
-    )
-
-
-def _layout(features: dict[str, Any]) -> str:
-    """The layout and the upsampler, where they are not the usual ones."""
-    upsampler = features.get("upsampler")
-    guided = f" by {Path(upsampler).name}" if upsampler else ""
-    return "" if features["layout"] == "tokens" else f", {features['layout']}{guided}"
-
-
-def _targets_in_short(targets: dict[str, Any] | None) -> str:
-    """Cached targets, in a few words."""
-    if targets is None:
-        return "-"
-    sigma = targets["lsd_sigma_nm"]
-    lsds = f", LSDs {sigma:g} nm" if sigma else ""
-    return f"{len(targets['affinity_offsets'])} affinities{lsds}"
 
 
 COMMANDS = {
