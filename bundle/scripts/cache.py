@@ -4,9 +4,7 @@ From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show|update
 <cache_dir> ...``
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +21,20 @@ from custom.features.cache_check import check_cache
 from custom.features.cache_files import (
     VolumeFiles,
     copy_of,
-    entry_name,
     entry_of,
     volumes_in,
 )
 from custom.features.cache_lock import exclusive
 from custom.features.cache_prune import removable
 from custom.files import write_atomically
-from custom.json_fields import flag, read_object
+from custom.json_fields import flag, read_object, whole_number
 from custom.pictures import png_bytes
 from custom.targets.settings import KEYS, parse_target_settings
 from scripts.cache_table import table_of
 from scripts.strict import strict
 
 
-def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a user's mistake end the command with its sentence and status 1."""
-    command = strict(command)
-
-    @wraps(command)
-    def explained(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except InputError as mistake:
-            raise SystemExit(str(mistake)) from None
-
-    return explained
-
-
-@_explained
+@strict
 def list_volumes(cache: str) -> None:
     """Print a table of a cache's volumes.
 
@@ -62,7 +45,7 @@ def list_volumes(cache: str) -> None:
         print(line)
 
 
-@_explained
+@strict
 def check(cache: str) -> None:
     """Read every chunk of a cache; print one line per defect, status 1 if there is any.
 
@@ -81,7 +64,7 @@ def check(cache: str) -> None:
         raise SystemExit(1)
 
 
-@_explained
+@strict
 def prune(
     cache: str, datalist: str | None = None, dry_run: bool = False, *, copies: int | None = None
 ) -> None:
@@ -93,8 +76,8 @@ def prune(
         dry_run: only say what would be removed.
         copies: also remove copies with changed raw of a higher number; 0 for all of them.
     """
-    if copies is not None and (type(copies) is not int or copies < 0):
-        raise InputError(f"--copies must be a whole number from 0 on, got {copies!r}")
+    if copies is not None:
+        whole_number(copies, 0, "--copies")
     folder = Path(str(cache))
     _volumes(cache)
     wanted = None
@@ -103,16 +86,16 @@ def prune(
     total = 0
     with nullcontext() if dry_run else exclusive(folder):
         for item in removable(folder, wanted, copies):
-            size, entry = item.size, entry_name(entry_of(item.files))
-            verb, what = "would remove" if dry_run else "removed", item.files.name
+            size, what = item.size, item.files.title
+            verb = "would remove" if dry_run else "removed"
             if not dry_run:
                 item.remove()
             total += size
-            print(f"{verb} {what} ({entry}): {item.reason}, {size / 1e6:.1f} MB")
+            print(f"{verb} {what}: {item.reason}, {size / 1e6:.1f} MB")
     print(f"{total / 1e6:.1f} MB in all{' would be freed' if dry_run else ' freed'}")
 
 
-@_explained
+@strict
 def show(cache: str, volume: str, png: str | None = None) -> None:
     """Write a PNG of a volume: raw, features and labels of the middle slices of its planes.
 
@@ -137,7 +120,7 @@ def show(cache: str, volume: str, png: str | None = None) -> None:
     print(path)
 
 
-@_explained
+@strict
 def update_targets(
     cache: str,
     config_file: str | list[str] | None = None,
@@ -174,7 +157,7 @@ def update_targets(
     with exclusive(folder):
         made = cached_targets.update_targets(folder, settings)
     for files in made:
-        print(f"{files.name} ({entry_name(entry_of(files))}): targets written")
+        print(f"{files.title}: targets written")
     unfinished = sum(not files.finished for files in _volumes(cache))
     print(f"{len(made)} volumes updated, {unfinished} unfinished ones left alone")
 
