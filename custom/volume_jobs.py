@@ -147,21 +147,21 @@ class VolumeJob:
         shape = self.opened.raw.metadata.shape
         lattices = (plane_lattice(spec, shape, self.opened.roi, plane) for plane in spec.planes)
         chunk = GRID_CHUNK if spec.layout == "dense" else TOKEN_CHUNK
-        entries = [_in_chunks(lattice.shape, chunk) for lattice in lattices]
+        entries = [in_chunks(lattice.shape, chunk) for lattice in lattices]
         values = sum(entries) * np.dtype(spec.dtype).itemsize
         if spec.layout == "dense":  # all planes' grids are float beside it, until it is complete
             values = sum(entries) * np.dtype(spec.float_dtype).itemsize
-            voxels = _in_chunks(tuple(self.opened.roi.shape), DENSE_CHUNK)
+            voxels = in_chunks(tuple(self.opened.roi.shape), DENSE_CHUNK)
             values += voxels * np.dtype(spec.dtype).itemsize
         elif spec.dtype == "int8":  # one plane at a time is float16 beside it, until it is complete
             values += max(entries) * np.dtype(spec.float_dtype).itemsize
         per_voxel = 1 if self.opened.labels is None else 6
-        return values * spec.channels + per_voxel * _in_chunks(
+        return values * spec.channels + per_voxel * in_chunks(
             tuple(self.opened.roi.shape), VOXEL_CHUNK
         )
 
 
-def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
+def in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
     """Entries of an array that is padded to whole chunks."""
     sizes = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
     return math.prod(-(-s // c) * c for s, c in zip(shape, sizes, strict=True))
