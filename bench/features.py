@@ -23,7 +23,7 @@ from custom.features.backbone import Backbone
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_files import bytes_on_disk, open_array, token_array
 from custom.features.extraction import extract_planes
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.features.triplane import entries_for
 from custom.planes import NORMAL_AXIS
 from custom.volumes import create_ome_zarr_array, open_volume

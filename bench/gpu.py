@@ -24,7 +24,8 @@ from bench.figures import Figure, table
 from bench.run import machine
 from custom.features.backbone import Backbone
 from custom.features.extraction import PlaneExtraction, RawBox
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 
 RESULTS = Path(__file__).resolve().parent / "gpu.json"
 COMMON = {"model_type": "dinov3_vit", "patch_size": 16, "num_register_tokens": 4}

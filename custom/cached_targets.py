@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from custom.errors import InputError
 from custom.features.cache import CachedVolume
-from custom.features.cache_files import VolumeFiles, entry_name, read_json, volumes_in
+from custom.features.cache_files import VolumeFiles, read_json, volumes_in
 from custom.features.target_files import TargetWriter, drop_targets, remove_target_leftovers
 from custom.live import FeatureVolume
 from custom.targets.blocks import target_block
@@ -65,9 +65,7 @@ def update_targets(
     with tqdm(total=total, unit="block", desc="targets", disable=not show_progress) as bar:
         for files, volume in volumes.items():
             _write(files, volume, settings, bar)
-            logger.info(
-                "%s (%s): targets written", files.name, entry_name(volume.metadata["entry"])
-            )
+            logger.info("%s: targets written", files.title)
     return old
 
 

@@ -120,6 +120,12 @@ class OpenEntry:
         """Axes of ``source``, seen from the working grid."""
         return axes_of(self.raw)
 
+    def offset_nm(self, roi: Roi) -> Triple:
+        """Position of the centre of a box's first voxel, zyx; the box is in raw voxels."""
+        origin, first = self.raw.metadata.offset_nm, roi.offset
+        z, y, x = (o + f * v for o, f, v in zip(origin, first, self.voxel_size_nm, strict=True))
+        return z, y, x
+
     def read_raw(self, roi: Roi) -> NDArray[Any]:
         """Raw voxels of a box inside the raw volume, (D, H, W) in the file's data type.
 

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # The outside of the machine, not of the code: what keeps a file from being written.
@@ -23,16 +25,34 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _renamed(Path(part), path), os.fdopen(handle, "wb") as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to; renamed to ``path`` if all went well.
+
+    The name is always the same, so that kills leave no more than one large file behind: for files
+    that a single process writes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _renamed(path.with_name(f".{path.name}.part"), path) as part:
+        yield part
+
+
+@contextmanager
+def _renamed(part: Path, path: Path) -> Iterator[Path]:
+    """Rename ``part`` if all went well, else remove it."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(part, 0o644)
+        yield part
+        part.chmod(0o644)  # mkstemp and safetensors make files that only their owner may read
         os.replace(part, path)
-    except BaseException as error:
-        os.unlink(part)
-        if isinstance(error, OSError):
-            name_file(error, path)
+    except OSError as error:
+        name_file(error, path)
         raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def name_file(error: OSError, path: Path) -> None:

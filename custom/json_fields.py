@@ -74,6 +74,20 @@ def picked(known: Sequence[str], wanted: object, what: str) -> list[str]:
     return [known[position] for position in sorted(positions)]
 
 
+def whole_number(value: object, least: int, what: str) -> int:
+    """An integer, not below ``least``."""
+    if type(value) is not int or value < least:
+        raise InputError(f"{what} must be a whole number from {least} on, got {value!r}")
+    return value
+
+
+def not_negative(value: object, what: str) -> float:
+    """A finite number from 0 on."""
+    if isinstance(value, (int, float)) and type(value) is not bool and 0 <= value < math.inf:
+        return float(value)
+    raise InputError(f"{what} must be a number from 0 on, got {value!r}")
+
+
 def numbers(value: object, count: int, what: str) -> list[float]:
     """A list of so many finite numbers."""
     if isinstance(value, list) and len(value) == count:

@@ -18,7 +18,7 @@ from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
 from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
-from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
+from custom.features.intensity import IntensityWindow, entry_window, to_uint8
 from custom.features.pca import PcaBasis
 from custom.features.reduced import load_reduced
 from custom.features.spec import FeatureSpec
@@ -177,9 +177,7 @@ class LiveVolume:
     @property
     def offset_nm(self) -> Triple:
         """Position of the centre of the ROI's first voxel, zyx."""
-        origin, first = self.opened.raw.metadata.offset_nm, self.opened.roi.offset
-        z, y, x = (o + f * v for o, f, v in zip(origin, first, self.voxel_size_nm, strict=True))
-        return z, y, x
+        return self.opened.offset_nm(self.opened.roi)
 
     @property
     def raw_window(self) -> IntensityWindow:
@@ -295,8 +293,6 @@ def live_volumes(
     features = LiveFeatures(source, settings, device, cache_dir, windows_at_once, compile)
     volumes = []
     for opened in map(open_entry, entries):
-        window = opened.entry.intensity_window or measure_intensity_window(
-            opened.source, features.spec.intensity_percentiles
-        )
+        window = entry_window(opened, features.spec.intensity_percentiles)
         volumes.append(LiveVolume(opened, features, window))
     return volumes

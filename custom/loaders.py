@@ -10,6 +10,7 @@ from monai.data import DataLoader
 
 from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
+from custom.json_fields import whole_number
 
 WORKERS = ("spawn", "threads")
 BATCHES_AHEAD = 2  # per worker, as torch has it
@@ -78,9 +79,7 @@ def training_loader(
     """
     if workers not in WORKERS:
         raise InputError(f"workers must be 'spawn' or 'threads', got {workers!r}.")
-    if type(num_workers) is not int or num_workers < 0:
-        raise InputError(f"num_workers must be a whole number from 0 on, got {num_workers!r}.")
-    if num_workers and workers == "threads":
+    if whole_number(num_workers, 0, "num_workers") and workers == "threads":
         return ThreadLoader(dataset, batch_size, sampler, num_workers)
     return DataLoader(
         dataset,

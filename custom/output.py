@@ -17,13 +17,14 @@ from torch import nn
 
 import custom
 from custom.channels import ChannelLayout
-from custom.datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
+from custom.checkpoints import first_mismatch, load_checkpoint
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE
 from custom.features.spec import FeatureSpec
 from custom.handlers import as_uint8
+from custom.model_files import read_description
 from custom.segmentation.segmenter import MutexWatershedSegmenter
-from custom.training import first_mismatch, load_checkpoint, read_description
+from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
 from custom.volumes import create_ome_zarr_array
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,9 @@
 """The preprocessing run: features, raw and labels of every entry of a datalist into a cache."""
 
-import fcntl
 import logging
-import math
-import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -26,139 +21,35 @@ from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
-from custom.features.cache import RAW_KEPT, RAW_RESCALED, refuse_difference
 from custom.features.cache_basis import stored_or_fitted
 from custom.features.cache_files import (
     COMPRESSIONS,
-    DENSE_CHUNK,
-    GRID_CHUNK,
-    TOKEN_CHUNK,
     VOXEL_CHUNK,
     Json,
     VolumeFiles,
     copy_of,
-    entry_name,
     entry_of,
     read_json,
     slabs,
     volumes_in,
-    writing,
 )
+from custom.features.cache_lock import exclusive
 from custom.features.cache_writer import VolumeWriter
-from custom.features.copies import CopyPlan, IntensityChange, changed_volume, plan_copies
+from custom.features.copies import CopyPlan, plan_copies
 from custom.features.dense_writer import DenseVolumeWriter
-from custom.features.extraction import PlaneExtraction, RawBox
-from custom.features.intensity import IntensityWindow, measure_intensity_window, to_uint8
-from custom.features.lattice import plane_lattice
+from custom.features.extraction import PlaneExtraction
+from custom.features.intensity import IntensityWindow, to_uint8
 from custom.features.pca import PcaBasis
 from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
-from custom.features.spec import FeatureSpec, complete_settings, load_backbone_and_spec
-from custom.locations import moved
+from custom.features.settings import complete_settings, load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 from custom.targets.settings import parse_target_settings
+from custom.volume_jobs import VolumeJob
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("monai", "torch", "transformers", "tensorstore", "numpy")
-
-
-@dataclass(frozen=True)
-class VolumeJob:
-    """One entry of the datalist on its way into the cache.
-
-    Args:
-        files: where the volume lies.
-        section: of the datalist.
-        opened: the entry's volumes.
-        copy: number of the copy, from 1 on; 0 for the volume as it is.
-        change: of the copy's raw.
-    """
-
-    files: VolumeFiles
-    section: str
-    opened: OpenEntry
-    copy: int = 0
-    change: IntensityChange | None = None
-
-    @property
-    def id(self) -> str:
-        """Id of the entry."""
-        return self.opened.entry.id
-
-    @property
-    def name(self) -> str:
-        """Volume and entry, for people."""
-        return f"{self.files.name} ({entry_name({'id': self.id, 'copy': self.copy})})"
-
-    def changed(self, window: IntensityWindow) -> tuple["VolumeJob", IntensityWindow]:
-        """The job with the raw that the backbone sees, and its intensity window."""
-        if self.change is None:
-            return self, window
-        raw = changed_volume(self.opened.raw, window, self.change)
-        return replace(self, opened=replace(self.opened, raw=raw)), (0.0, 1.0)
-
-    def source(self) -> Json:
-        """What the volume is made from; paths are relative to the cache."""
-        found = self._unchanged()
-        if self.change is not None:
-            found["entry"]["copy"] = self.copy
-            found["intensity_change"] = self.change.to_json()
-        return found
-
-    def _unchanged(self) -> Json:
-        """What the volume is made from if raw stays as it is."""
-        entry, opened = self.opened.entry, self.opened
-        relative = {
-            name: path and moved(path, self.files.cache_dir)
-            for name, path in (("raw", entry.raw), ("labels", entry.labels), ("mask", entry.mask))
-        }
-        window = entry.intensity_window
-        size = list(opened.source.metadata.voxel_size_nm)
-        finer = {} if opened.source is opened.raw else {"raw_voxel_size_nm": size}
-        return {
-            "entry": {"id": entry.id, "section": self.section, **relative, **self._classes()},
-            "given_intensity_window": None if window is None else list(window),
-            "roi": {"offset": list(opened.roi.offset), "shape": list(opened.roi.shape)},
-            "volume_shape": list(opened.raw.metadata.shape),
-            "voxel_size_nm": list(opened.voxel_size_nm),
-            **finer,
-            "offset_nm": [
-                o + b * v
-                for o, b, v in zip(
-                    opened.raw.metadata.offset_nm,
-                    opened.roi.begin,
-                    opened.voxel_size_nm,
-                    strict=True,
-                )
-            ],
-        }
-
-    def _classes(self) -> Json:
-        """Paths and ids of the classes, nothing where labels are in one volume."""
-        classes, ids = self.opened.entry.classes, self.opened.entry.class_ids
-        if classes is None:
-            return {}
-        cache_dir = self.files.cache_dir
-        relative = {name: path and moved(path, cache_dir) for name, path in classes.items()}
-        return {"classes": relative, "class_ids": ids}
-
-    def bytes_needed(self, spec: FeatureSpec) -> int:
-        """Upper bound of what the volume takes on disk: whole chunks, nothing compressed."""
-        shape = self.opened.raw.metadata.shape
-        lattices = (plane_lattice(spec, shape, self.opened.roi, plane) for plane in spec.planes)
-        chunk = GRID_CHUNK if spec.layout == "dense" else TOKEN_CHUNK
-        entries = [_in_chunks(lattice.shape, chunk) for lattice in lattices]
-        values = sum(entries) * np.dtype(spec.dtype).itemsize
-        if spec.layout == "dense":  # all planes' grids are float beside it, until it is complete
-            values = sum(entries) * np.dtype(spec.float_dtype).itemsize
-            voxels = _in_chunks(tuple(self.opened.roi.shape), DENSE_CHUNK)
-            values += voxels * np.dtype(spec.dtype).itemsize
-        elif spec.dtype == "int8":  # one plane at a time is float16 beside it, until it is complete
-            values += max(entries) * np.dtype(spec.float_dtype).itemsize
-        per_voxel = 1 if self.opened.labels is None else 6
-        return values * spec.channels + per_voxel * _in_chunks(
-            tuple(self.opened.roi.shape), VOXEL_CHUNK
-        )
 
 
 class Preprocessor:
@@ -240,18 +131,18 @@ class Preprocessor:
         backbone, spec = load_backbone_and_spec(
             self.backbone, self.features, self.device, self.compile
         )
-        pending = [job for job in jobs if not _is_kept(job, spec)]
-        windows = {id: _intensity_window(job, spec) for id, job in _by_id(pending).items()}
+        pending = [job for job in jobs if not job.is_kept(spec)]
+        windows = {id: job.intensity_window(spec) for id, job in _by_id(pending).items()}
         self._refuse_full_disk(pending, spec)
         with exclusive(self.cache_dir):
             self._remove_leftovers(jobs)
             for job in pending:
-                _mark_unfinished(job)
+                job.mark_unfinished()
             if spec.pca is not None:
                 basis = self._basis(jobs, backbone, spec, windows)
                 backbone, spec = with_basis(backbone, spec, basis, self.cache_dir)
             for job in jobs:
-                if job.id not in windows or _is_kept(job, spec):
+                if job.id not in windows or job.is_kept(spec):
                     job.files.remove_progress()
                     logger.info("%s: finished, kept", job.name)
                 else:
@@ -337,7 +228,7 @@ class Preprocessor:
 
         def fit() -> PcaBasis:
             assert spec.pca is not None
-            boxes = {job.id: _raw_box(job.opened, windows[job.id]) for job in training}
+            boxes = {job.id: job.raw_box(windows[job.id]) for job in training}
             whole, progress = unreduced(spec, backbone), self.show_progress
             return fit_basis(boxes, backbone, whole, spec.pca, self.windows_at_once, progress)
 
@@ -353,7 +244,7 @@ class Preprocessor:
             "features": spec.to_json(),
             "settings": complete_settings(self.features),
             "intensity_window": list(window),
-            "raw_rule": RAW_KEPT if _is_kept_raw(job) else RAW_RESCALED,
+            "raw_rule": job.raw_rule,
             "backbone_seed": backbone.seed,
         }
         kind = DenseVolumeWriter if spec.layout == "dense" else VolumeWriter
@@ -387,7 +278,7 @@ class Preprocessor:
         window: IntensityWindow,
     ) -> tuple[int, Json]:
         """Write the features; returns the number of windows computed, and where the grids lie."""
-        box = _raw_box(job.opened, window)
+        box = job.raw_box(window)
         planes = {
             plane: PlaneExtraction(box, backbone, spec, plane, self.windows_at_once)
             for plane in spec.planes
@@ -411,79 +302,6 @@ class Preprocessor:
             writer.combine(placements, self.show_progress)
         placed = {p: {"start": list(a), "step": list(b)} for p, (a, b) in placements.items()}
         return total - initial, placed
-
-
-@contextmanager
-def exclusive(cache_dir: Path) -> Iterator[None]:
-    """Hold a cache for writing; the lock goes with the process, however it ends.
-
-    Raises:
-        InputError: another process holds it, or the folder may not be written.
-    """
-    with writing(cache_dir):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        opened = (cache_dir / ".lock").open("a+")
-    with opened as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            raise InputError(
-                f"cache_dir '{cache_dir}' is being written by process {lock.read().strip()}; wait "
-                f"for it to end"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def _is_kept(job: VolumeJob, spec: FeatureSpec) -> bool:
-    """Whether a finished volume is there; it must be the one that is asked for."""
-    if not job.files.finished:
-        return False
-    found = read_json(job.files.metadata)
-    refuse_difference(FeatureSpec.from_json(found["features"]), spec, job.files.arrays)
-    for name, wanted in job.source().items():
-        if found.get(name) != wanted:
-            raise InputError(
-                f"{job.files.arrays} was made from another source than entry '{job.id}' of the "
-                f"datalist: {name} ({found.get(name)}, not {wanted}). Choose another cache_dir or "
-                f"remove {job.files.name}*."
-            )
-    return True
-
-
-def _intensity_window(job: VolumeJob, spec: FeatureSpec) -> IntensityWindow:
-    """The datalist's window, else the one measured on the whole raw volume."""
-    given = job.opened.entry.intensity_window
-    window = given or measure_intensity_window(job.opened.source, spec.intensity_percentiles)
-    logger.info("%s: grey values %g to %g (%s)", job.id, *window, "given" if given else "measured")
-    return window
-
-
-def _mark_unfinished(job: VolumeJob) -> None:
-    """From now on the volume is known to be wanted, and its files to be ours."""
-    source = job.source()
-    found = read_json(job.files.progress).get("request", {})
-    if found.get("entry") != source["entry"]:
-        job.files.mark_unfinished(source)
-
-
-def _in_chunks(shape: Sequence[int], chunks: Sequence[int]) -> int:
-    """Entries of an array that is padded to whole chunks."""
-    sizes = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
-    return math.prod(-(-s // c) * c for s, c in zip(shape, sizes, strict=True))
-
-
-def _raw_box(opened: OpenEntry, window: IntensityWindow) -> RawBox:
-    shape = opened.raw.metadata.shape
-    return RawBox(opened.source.read, shape, opened.roi, window, opened.raw_axes)
-
-
-def _is_kept_raw(job: VolumeJob) -> bool:
-    """Whether raw is cached as it is."""
-    return job.change is None and job.opened.raw.metadata.dtype == "uint8"
 
 
 def _identity(entry: Json) -> tuple[str, int]:

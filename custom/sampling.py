@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from custom.datalist import OpenEntry, overlap
 from custom.errors import InputError
+from custom.json_fields import whole_number
 
 WEIGHTS = ("uniform", "size")
 ATTEMPTS_PER_CUBE = 100
@@ -43,9 +44,7 @@ class CubeRules:
                 or not 0 <= value <= 1
             ):
                 raise InputError(f"{name} must be a number from 0 to 1, got {value!r}")
-        ids = self.min_unique_ids
-        if type(ids) is not int or ids < 0:
-            raise InputError(f"min_unique_ids must be a whole number from 0 on, got {ids!r}")
+        whole_number(self.min_unique_ids, 0, "min_unique_ids")
 
     def fault(self, opened: OpenEntry, roi: Roi) -> str | None:
         """Name of the first rule that a box breaks; None if it keeps them all."""

@@ -20,9 +20,10 @@ from custom.features.cache_prune import removable
 from custom.features.cache_writer import VolumeWriter
 from custom.features.copies import IntensityChange, plan_copies
 from custom.features.intensity import to_unit_range
+from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
-from custom.training import model_description, training_volumes
+from custom.training import training_volumes
 from tests import test_finer_raw
 from tests.test_preprocessing import (
     FEATURES,

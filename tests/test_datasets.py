@@ -13,23 +13,20 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from custom.augmentation import RandOrientationd
-from custom.datasets import (
-    CachedVolumeDataset,
-    CropDataset,
-    CropSampler,
-    RawVolumeDataset,
-    dataset_spec,
-    inference_dataset,
-)
+from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
-from custom.features.triplane import PlaneGrid, crop, upsample
+from custom.features.triplane import PlaneGrid, crop
 from custom.inferers import PrepareTokenBatch
 from custom.networks.fusion import TokenFusion
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.targets.halo import target_halo
 from custom.transforms import LabelsToTargetsd
+from custom.volume_datasets import (
+    CachedVolumeDataset,
+    RawVolumeDataset,
+)
 
 VIT = {
     "model_type": "dinov3_vit",
@@ -147,16 +144,6 @@ def finer_cache(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_finer_features_of_one_plane_are_those_of_raw(datalist: Path, finer_cache: Path) -> None:
-    raw = RawVolumeDataset(str(datalist), "training", VIT, FINER)
-    cached = CachedVolumeDataset(open_cache(finer_cache, "training"))
-    assert dataset_spec(raw) == dataset_spec(cached)
-    assert {"tokens_xy", "tokens_xz", "tokens_yz"} & set(raw[0]) == {"tokens_xy"}
-    for index in range(2):
-        for name in ("tokens_xy", "placement_xy"):
-            torch.testing.assert_close(raw[index][name], cached[index][name], rtol=0, atol=1e-5)
-
-
 def test_finer_features_of_one_plane_are_trained_on_as_they_are(finer_cache: Path) -> None:
     turn = RandOrientationd(("image", "labels", "mask"))
     dataset = crops(finer_cache, crop_size=(6, 7, 7), transform=turn, min_labelled=0.01)
@@ -180,18 +167,8 @@ def offset_of(sample: dict[str, Any], whole: dict[str, Any]) -> tuple[int, ...]:
     return tuple(places[0])
 
 
-class TestCacheAndRaw:
-    """Training reads a cache, inference starts from raw."""
-
-    @pytest.mark.parametrize("section", ["training", "validation"])
-    def test_samples_are_equal(self, datalist: Path, cache_dir: Path, section: str) -> None:
-        cached = CachedVolumeDataset(open_cache(cache_dir, section))
-        raw = raw_dataset(datalist, section)
-        assert len(cached) == len(raw)
-        for one, other in zip(cached, raw, strict=False):
-            assert one["tokens_xy"].dtype == torch.float16
-            one.pop("label", None)
-            assert_same(one, other)
+class TestCrops:
+    """Random crops of a cache."""
 
     def test_a_training_crop_sees_what_inference_sees_there(
         self, datalist: Path, cache_dir: Path
@@ -206,69 +183,6 @@ class TestCacheAndRaw:
                 expected, found = crop(grid(whole, plane), offset, CROP), grid(sample, plane)
                 assert torch.equal(found.values, expected.values)
                 assert found.start == pytest.approx(expected.start, abs=1e-5)
-
-    @pytest.mark.parametrize("index", [0, 1])
-    def test_a_roi_sees_what_the_whole_volume_sees_there(
-        self, datalist: Path, cache_dir: Path, index: int
-    ) -> None:
-        volume = open_cache(cache_dir, "training")[index]
-        everything = raw_dataset(datalist, region="volume")[index]
-        box = Roi(volume.metadata["roi"]["offset"], volume.shape).to_slices()
-        cached = CachedVolumeDataset([volume])[0]
-        assert everything["image"].shape == (1, *SHAPE)
-        assert torch.equal(everything["image"][:, *box], cached["image"])
-        for plane in PLANES:
-            dense = upsample(grid(everything, plane), SHAPE, plane)[:, *box]
-            found = upsample(grid(cached, plane), volume.shape, plane)
-            assert (found - dense).abs().max() < 1e-2
-
-    def test_places_are_physical(self, datalist: Path) -> None:
-        roi, volume = (raw_dataset(datalist, region=r)[0] for r in ("roi", "volume"))
-        step = [o * v for o, v in zip(ROI["offset"], VOXEL_SIZE, strict=True)]
-        assert (roi["offset_nm"] - volume["offset_nm"]).tolist() == step
-        assert roi["voxel_size_nm"].tolist() == VOXEL_SIZE
-
-    def test_raw_is_between_minus_one_and_one(self, datalist: Path) -> None:
-        deep, grey = raw_dataset(datalist, use_tokens=False, region="volume")
-        raw = np.load(datalist.parent / "grey.npy").astype(np.float64)
-        expected = np.clip((raw - 20) / 220, 0, 1) * 2 - 1
-        np.testing.assert_allclose(grey["image"][0], expected, atol=1e-6)
-        assert (deep["image"].min(), deep["image"].max()) == (-1, 1)
-        assert not any(name.startswith("tokens") for name in deep)
-
-    def test_inference_chooses_its_source(self, datalist: Path, cache_dir: Path) -> None:
-        arguments = (str(datalist), "validation", str(cache_dir), VIT, FEATURES)
-        raw, cache = (inference_dataset(source, *arguments) for source in ("raw", "cache"))
-        assert isinstance(raw, RawVolumeDataset) and isinstance(cache, CachedVolumeDataset)
-        assert dataset_spec(raw) == dataset_spec(cache) == dataset_spec(crops(cache_dir))
-        with pytest.raises(InputError, match="source must be 'raw' or 'cache', got 'disk'"):
-            inference_dataset("disk", *arguments)
-
-    def test_labels_that_do_not_count_are_zero(self, datalist: Path, cache_dir: Path) -> None:
-        sample = CachedVolumeDataset(open_cache(cache_dir, "training"), use_tokens=False)[0]
-        box = Roi(ROI["offset"], ROI["shape"]).to_slices()
-        labels, mask = (np.load(datalist.parent / f"{n}.npy")[box] for n in ("labels", "mask"))
-        np.testing.assert_array_equal(sample["label"][0], np.where(mask, labels, 0))
-        assert not any(name.startswith("tokens") for name in sample)
-        assert "label" not in CachedVolumeDataset(open_cache(cache_dir, "validation"))[0]
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [({"region": "box"}, "region must be one of roi, volume, got 'box'")],
-    )
-    def test_rejects(self, datalist: Path, changes: dict[str, Any], message: str) -> None:
-        with pytest.raises(InputError, match=message):
-            raw_dataset(datalist, **changes)
-
-    def test_an_empty_section_is_refused(self, tmp_path: Path) -> None:
-        datalist = write_datalist(tmp_path)
-        datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "test": []}))
-        with pytest.raises(InputError, match="has no entries in its section 'test'"):
-            raw_dataset(datalist, "test")
-
-
-class TestCrops:
-    """Random crops of a cache."""
 
     def test_a_sample_is_a_crop_with_the_halo_its_targets_need(
         self, datalist: Path, cache_dir: Path
@@ -442,11 +356,3 @@ def test_a_sampler_alone_starts_at_the_first_epoch(cache_dir: Path) -> None:
     assert (list(sampler), len(sampler)) == (list(range(6)), 6)
     sampler.set_epoch(4)
     assert list(sampler) == list(range(18, 24))
-
-
-def test_a_raw_only_network_needs_no_backbone(datalist: Path) -> None:
-    dataset = RawVolumeDataset(
-        str(datalist), "training", "no/such-backbone", FEATURES, use_tokens=False
-    )
-    assert dataset_spec(dataset) is None
-    assert not [key for key in dataset[0] if key.startswith("tokens")]

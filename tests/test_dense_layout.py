@@ -12,13 +12,13 @@ from monai.data import DataLoader
 
 from custom.augmentation import RandOrientationd, orient
 from custom.cache_pictures import volume_sheet
-from custom.datasets import CachedVolumeDataset, CropDataset, RawVolumeDataset
+from custom.datasets import CropDataset
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_files import bytes_on_disk
 from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.features.triplane import average
 from custom.inferers import PrepareTokenBatch, TokenSlidingWindowInferer
 from custom.live import live_volumes
@@ -26,6 +26,7 @@ from custom.mirroring import mirror_tokens
 from custom.networks.fusion import TokenFusion, TokenUNet
 from custom.planes import PLANES, upsample_batch
 from custom.preprocessing import Preprocessor
+from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from tests.features.guided import write_hub
 from tests.test_datasets import (
     CROP,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from custom.files import disk_fault, file_of, write_atomically
+from custom.files import disk_fault, file_of, replacing, write_atomically
 
 
 def test_a_file_is_written_with_its_folder_and_replaced(tmp_path: Path) -> None:
@@ -29,6 +29,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_large_file_is_replaced_by_way_of_the_same_name_or_left_alone(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "new" / "last.pt"
+    parts = []
+    for content in (b"one", b"two"):
+        with replacing(path) as part:
+            part.write_bytes(content)
+            part.chmod(0o600)
+        parts.append(part)
+        assert (path.read_bytes(), oct(path.stat().st_mode & 0o777)) == (content, "0o644")
+    assert parts[0] == parts[1]
+    with pytest.raises(KeyboardInterrupt), replacing(path) as part:
+        part.write_bytes(b"three")
+        raise KeyboardInterrupt
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+    assert path.read_bytes() == b"two"
 
 
 @pytest.mark.parametrize(

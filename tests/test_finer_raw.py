@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from custom import preprocessing
 from custom.datalist import open_entry, parse_datalist
-from custom.datasets import CachedVolumeDataset, CropDataset, RawVolumeDataset
+from custom.datasets import CropDataset
 from custom.errors import InputError
 from custom.evaluation import SegmentationEvaluator
 from custom.features.cache import open_cache
@@ -22,6 +22,7 @@ from custom.live import LiveVolume, live_volumes
 from custom.output import warn_of_scale
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from custom.volumes import create_ome_zarr_array
 from tests.features.test_extraction import PatchMeans, spec_of
 from tests.test_datasets import VIT, assert_same

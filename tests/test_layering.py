@@ -101,9 +101,7 @@ def violations(imports: Imports) -> list[str]:
         outside = {i.split(".")[0] for i in found}
         if room(name) in ARRAYS_ONLY:
             wrong += [f"{name} opens files: {m}" for m in sorted(outside & FILE_MODULES)]
-            wrong += [
-                f"{name} opens files: {m}" for m in found & {"custom.volumes", "custom.datalist"}
-            ]
+            wrong += [f"{name} opens files: {m}" for m in sorted(found & FILE_ROOMS)]
         if room(name) != "blockwise" and outside & {"volara", "daisy"}:
             wrong.append(f"{name} imports volara")
         wrong += [f"{name} imports {m}" for m in sorted(outside & ABOVE_CUSTOM)]
@@ -145,6 +143,7 @@ def test_init_files_do_nothing(path: Path) -> None:
         ("custom.networks.unet", "custom.features.cache"),
         ("custom.metrics", "custom.volumes"),
         ("custom.targets.lsds", "pathlib"),
+        ("custom.targets.lsds", "custom.files"),
         ("custom.datasets", "volara.blockwise"),
         ("custom.datasets", "scripts.demo"),
     ],

@@ -8,7 +8,7 @@ import torch
 from funlib.geometry import Roi
 from torch.utils.data import DataLoader
 
-from custom.datasets import CachedVolumeDataset, CropDataset, CropSampler
+from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import open_cache
 from custom.features.cache_files import FORMAT
@@ -16,9 +16,11 @@ from custom.features.pool import GIB, PooledVolume, bytes_in_memory
 from custom.features.triplane import PlaneGrid, upsample
 from custom.live import LiveVolume, live_volumes
 from custom.loaders import training_loader
+from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
-from custom.training import model_description, training_volumes
+from custom.training import training_volumes
+from custom.volume_datasets import CachedVolumeDataset
 from tests.test_datasets import (
     CROP,
     FEATURES,

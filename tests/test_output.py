@@ -9,11 +9,11 @@ import zarr
 from ignite.engine import Engine
 from numpy.typing import NDArray
 
-from custom.datasets import CachedVolumeDataset
 from custom.errors import InputError
 from custom.handlers import as_uint8
 from custom.output import MARKER, SegmentationWriter
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.volume_datasets import CachedVolumeDataset
 from custom.volumes import open_volume
 from tests.oracles import same_partition
 

@@ -16,11 +16,12 @@ from custom import preprocessing
 from custom.datalist import SECTIONS
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
+from custom.features.cache_lock import exclusive
 from custom.features.cache_writer import VolumeWriter
 from custom.features.extraction import extract_planes
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.planes import PLANES
-from custom.preprocessing import Preprocessor, exclusive
+from custom.preprocessing import Preprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
 VIT = {

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from custom import preprocessing
-from custom.datasets import RawVolumeDataset
 from custom.errors import InputError
 from custom.features import cache_basis
 from custom.features.cache import open_cache
@@ -18,8 +17,10 @@ from custom.features.cache_files import VolumeFiles
 from custom.features.pca import BASIS_FILE, read_basis
 from custom.features.triplane import average
 from custom.live import live_volumes
+from custom.model_files import BestModel
 from custom.planes import PLANES
-from custom.training import BestModel, training_volumes
+from custom.training import training_volumes
+from custom.volume_datasets import RawVolumeDataset
 from tests.features.guided import write_hub
 from tests.test_preprocessing import (
     FEATURES,

@@ -4,10 +4,7 @@ From inside ``bundle/``: ``python -m scripts.cache <list|check|prune|show|update
 <cache_dir> ...``
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import wraps
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,62 +20,32 @@ from custom.features.cache import CachedVolume
 from custom.features.cache_check import check_cache
 from custom.features.cache_files import (
     VolumeFiles,
-    bytes_on_disk,
     copy_of,
-    entry_name,
     entry_of,
-    read_json,
     volumes_in,
 )
+from custom.features.cache_lock import exclusive
 from custom.features.cache_prune import removable
 from custom.files import write_atomically
-from custom.json_fields import flag, read_object
+from custom.json_fields import flag, read_object, whole_number
 from custom.pictures import png_bytes
-from custom.preprocessing import exclusive
 from custom.targets.settings import KEYS, parse_target_settings
+from scripts.cache_table import table_of
 from scripts.strict import strict
 
-COLUMNS = (
-    "id",
-    "section",
-    "shape",
-    "features",
-    "channels",
-    "targets",
-    "bytes",
-    "bytes/voxel",
-    "state",
-)
 
-
-def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Let a user's mistake end the command with its sentence and status 1."""
-    command = strict(command)
-
-    @wraps(command)
-    def explained(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except InputError as mistake:
-            raise SystemExit(str(mistake)) from None
-
-    return explained
-
-
-@_explained
+@strict
 def list_volumes(cache: str) -> None:
     """Print a table of a cache's volumes.
 
     Args:
         cache: folder of the cache.
     """
-    rows = [COLUMNS, *(_row(files) for files in _volumes(cache))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    for line in table_of(_volumes(cache)):
+        print(line)
 
 
-@_explained
+@strict
 def check(cache: str) -> None:
     """Read every chunk of a cache; print one line per defect, status 1 if there is any.
 
@@ -97,7 +64,7 @@ def check(cache: str) -> None:
         raise SystemExit(1)
 
 
-@_explained
+@strict
 def prune(
     cache: str, datalist: str | None = None, dry_run: bool = False, *, copies: int | None = None
 ) -> None:
@@ -109,8 +76,8 @@ def prune(
         dry_run: only say what would be removed.
         copies: also remove copies with changed raw of a higher number; 0 for all of them.
     """
-    if copies is not None and (type(copies) is not int or copies < 0):
-        raise InputError(f"--copies must be a whole number from 0 on, got {copies!r}")
+    if copies is not None:
+        whole_number(copies, 0, "--copies")
     folder = Path(str(cache))
     _volumes(cache)
     wanted = None
@@ -119,16 +86,16 @@ def prune(
     total = 0
     with nullcontext() if dry_run else exclusive(folder):
         for item in removable(folder, wanted, copies):
-            size, entry = item.size, entry_name(entry_of(item.files))
-            verb, what = "would remove" if dry_run else "removed", item.files.name
+            size, what = item.size, item.files.title
+            verb = "would remove" if dry_run else "removed"
             if not dry_run:
                 item.remove()
             total += size
-            print(f"{verb} {what} ({entry}): {item.reason}, {size / 1e6:.1f} MB")
+            print(f"{verb} {what}: {item.reason}, {size / 1e6:.1f} MB")
     print(f"{total / 1e6:.1f} MB in all{' would be freed' if dry_run else ' freed'}")
 
 
-@_explained
+@strict
 def show(cache: str, volume: str, png: str | None = None) -> None:
     """Write a PNG of a volume: raw, features and labels of the middle slices of its planes.
 
@@ -153,7 +120,7 @@ def show(cache: str, volume: str, png: str | None = None) -> None:
     print(path)
 
 
-@_explained
+@strict
 def update_targets(
     cache: str,
     config_file: str | list[str] | None = None,
@@ -190,7 +157,7 @@ def update_targets(
     with exclusive(folder):
         made = cached_targets.update_targets(folder, settings)
     for files in made:
-        print(f"{files.name} ({entry_name(entry_of(files))}): targets written")
+        print(f"{files.title}: targets written")
     unfinished = sum(not files.finished for files in _volumes(cache))
     print(f"{len(made)} volumes updated, {unfinished} unfinished ones left alone")
 
@@ -212,59 +179,6 @@ def _volumes(cache: str) -> list[VolumeFiles]:
     if not found:
         raise InputError(f"'{cache}' holds no volume of a feature cache; give a cache_dir")
     return found
-
-
-def _row(files: VolumeFiles) -> tuple[str, ...]:
-    """Cells of one volume; what an unfinished one does not know yet is a dash."""
-    entry = entry_of(files)
-    known = read_json(files.metadata) or read_json(files.progress)["request"]
-    shape = known["roi"]["shape"] if "roi" in known else []
-    features = known.get("features")
-    size = bytes_on_disk(files.arrays)
-    return (
-        entry_name(entry),
-        str(entry.get("section", "-")),
-        " x ".join(map(str, shape)) or "-",
-        _in_short(features, known.get("compression")) if features else "-",
-        str(features["channels"]) if features else "-",
-        _targets_in_short(known.get("targets")),
-        str(size),
-        f"{size / prod(shape):.1f}" if files.finished else "-",
-        "finished" if files.finished else "unfinished",
-    )
-
-
-def _in_short(features: dict[str, Any], compression: str | None) -> str:
-    """What made the features, in a few words."""
-    scale = features["pixels_per_voxel"]
-    pixels = f"{scale[0]:g}" if len(set(scale)) == 1 else ",".join(f"{s:g}" for s in scale)
-    packed = "" if compression in (None, "none") else f" {compression}"
-    steps = features.get("slice_step", [1, 1, 1])
-    slices = "" if max(steps) == 1 else f" slice_step {','.join(map(str, steps))}"
-    components = f", pca {features['pca']}" if features.get("pca") else ""
-    return (
-        f"{Path(features['backbone']).name} layers {','.join(map(str, features['layers']))}, "
-        f"{pixels} px/voxel, window {features['window']}, "
-        f"stride {features.get('stride', features['patch_size'])}, "
-        f"{' '.join(features['planes'])}{slices}{components}, {features['dtype']}"
-        f"{packed}{_layout(features)}"
-    )
-
-
-def _layout(features: dict[str, Any]) -> str:
-    """The layout and the upsampler, where they are not the usual ones."""
-    upsampler = features.get("upsampler")
-    guided = f" by {Path(upsampler).name}" if upsampler else ""
-    return "" if features["layout"] == "tokens" else f", {features['layout']}{guided}"
-
-
-def _targets_in_short(targets: dict[str, Any] | None) -> str:
-    """Cached targets, in a few words."""
-    if targets is None:
-        return "-"
-    sigma = targets["lsd_sigma_nm"]
-    lsds = f", LSDs {sigma:g} nm" if sigma else ""
-    return f"{len(targets['affinity_offsets'])} affinities{lsds}"
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""Commands that refuse what they do not know before they begin; fire alone complains afterwards."""
+"""Commands that end with one sentence: at what they do not know, where fire complains too late."""
 
 import inspect
 from collections.abc import Callable
@@ -7,11 +7,15 @@ from typing import Any
 
 from fire.helptext import HelpText
 
+from custom.errors import InputError
 from custom.json_fields import hint
 
 
 def strict(command: Callable[..., None]) -> Callable[..., None]:
-    """The same command; an unknown option or an argument too many ends it with a sentence."""
+    """The same command; a user's mistake ends it with its sentence and status 1.
+
+    So does an unknown option, or an argument too many.
+    """
     signature = inspect.signature(command)
     known = list(signature.parameters)
     by_name_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -27,7 +31,10 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
                 raise SystemExit(f"there is no option --{option}{hint(option, known)}")
         if len(args) > len(in_order):
             raise SystemExit(f"there is an argument too many: {args[len(in_order)]!r}; see --help")
-        command(*args, **options)
+        try:
+            command(*args, **options)
+        except InputError as mistake:
+            raise SystemExit(str(mistake)) from None
 
     surplus = inspect.Parameter("surplus", inspect.Parameter.VAR_POSITIONAL)
     unknown = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)

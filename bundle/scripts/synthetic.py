@@ -369,10 +369,7 @@ def main(
         seed: another seed, another volume.
         voxel_size: nm along every axis, or z,y,x, such as 40,10,10.
     """
-    try:
-        print(write_demo_data(out, triple(size), seed, triple(voxel_size)))
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
+    print(write_demo_data(out, triple(size), seed, triple(voxel_size)))
 
 
 if __name__ == "__main__":

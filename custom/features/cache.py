@@ -30,8 +30,9 @@ from custom.features.cache_files import (
 )
 from custom.features.pca import PcaBasis
 from custom.features.quantisation import restore
-from custom.features.spec import DEFAULTS, FeatureSpec
-from custom.features.stored_grids import read_entries, read_grid
+from custom.features.settings import DEFAULTS
+from custom.features.spec import FeatureSpec
+from custom.features.stored_grids import read_grid
 from custom.features.triplane import PlaneGrid
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
@@ -142,21 +143,6 @@ class CachedVolume:
             return PlaneGrid(values, *placement)
         shape = self.metadata["arrays"][name]["shape"]
         return read_grid(partial(self._tokens, name), shape, plane, placement, roi)
-
-    def read_tokens(self, plane: str, entries: Roi) -> Tensor:
-        """Features of a box of grid entries.
-
-        Args:
-            plane: "xy", "xz" or "yz".
-            entries: box of entries, zyx: slices along the plane's normal, patches along the other
-                axes. It may stick out; the grid's border repeats there, as in interpolation.
-
-        Returns:
-            (C, d, h, w) in the spec's ``float_dtype``.
-        """
-        name = token_array(plane)
-        shape = self.metadata["arrays"][name]["shape"]
-        return read_entries(partial(self._tokens, name), shape, plane, entries)
 
     def read_features(self, roi: Roi | None = None) -> Tensor:
         """Features of a box of a volume in the dense layout, or of the whole volume.

@@ -20,8 +20,6 @@ from custom.features.cache_files import (
     Json,
     VolumeFiles,
     bytes_on_disk,
-    entry_name,
-    entry_of,
     file_at_fault,
     open_array,
     read_json,
@@ -84,15 +82,11 @@ def check_cache(cache_dir: Path, show_progress: bool = True) -> CheckedCache:
     started = time.perf_counter()
     with tqdm(total=chunks, unit="chunk", desc="check", disable=not show_progress) as bar:
         for files in volumes:
-            defects += [f"{_name(files)}{what}" for what in _defects(files, bar.update)]
+            defects += [f"{files.title}{what}" for what in _defects(files, bar.update)]
     seconds = time.perf_counter() - started
     defects += _unlike_the_first([files for files in volumes if files.finished])
     size = sum(bytes_on_disk(files.arrays) for files in volumes if files.finished)
     return CheckedCache(tuple(defects), len(volumes), size, seconds)
-
-
-def _name(files: VolumeFiles) -> str:
-    return f"{files.name} ({entry_name(entry_of(files))})"
 
 
 def _count_chunks(files: VolumeFiles) -> int:
@@ -238,4 +232,4 @@ def _unlike_the_first(volumes: list[VolumeFiles]) -> Iterator[str]:
         first = next(iter(specs))
         difference = spec.difference(specs[first])
         if difference:
-            yield f"{_name(files)}: features unlike those of {first.name}: {', '.join(difference)}"
+            yield f"{files.title}: features unlike those of {first.name}: {', '.join(difference)}"

@@ -75,6 +75,11 @@ class VolumeFiles:
         return self.cache_dir / f"{self.name}_progress.json"
 
     @property
+    def title(self) -> str:
+        """Name, entry and copy, for people: ``volume_000003 (cube, copy 1)``."""
+        return f"{self.name} ({entry_name(entry_of(self))})"
+
+    @property
     def finished(self) -> bool:
         """Whether the volume exists."""
         return self.metadata.is_file()

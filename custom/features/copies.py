@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from custom.errors import InputError
 from custom.features.intensity import IntensityWindow, to_unit_range
 from custom.file_arrays import Box
-from custom.json_fields import check_keys, mapping, numbers
+from custom.json_fields import check_keys, mapping, numbers, whole_number
 from custom.volumes import Volume
 from custom.working_grid import ResampledVolume, axes_of, source_of
 
@@ -118,8 +118,7 @@ def plan_copies(count: int, intensity: Mapping[str, Any], seed: int = 0) -> Copy
         InputError: a value is of the wrong kind or out of range, or copies would be unchanged.
     """
     for name, value in (("augmented_copies", count), ("seed", seed)):
-        if type(value) is not int or value < 0:
-            raise InputError(f"{name} must be a whole number from 0 on, got {value!r}")
+        whole_number(value, 0, name)
     check_keys(mapping(intensity, "copy_intensity"), list(NEUTRAL), "copy_intensity")
     ranges = {name: _range(name, intensity.get(name)) for name in NEUTRAL}
     if count and all(ranges[name] == (value, value) for name, value in NEUTRAL.items()):

@@ -8,6 +8,7 @@ import numpy as np
 from funlib.geometry.roi import Roi
 from numpy.typing import NDArray
 
+from custom.datalist import OpenEntry
 from custom.errors import InputError
 from custom.volumes import Volume
 
@@ -44,6 +45,12 @@ def measure_intensity_window(volume: Volume, percentiles: Sequence[float]) -> In
             "check the file, or give the entry an intensity_window in the datalist."
         )
     return low, high
+
+
+def entry_window(opened: OpenEntry, percentiles: Sequence[float]) -> IntensityWindow:
+    """The window that an entry's datalist gives, else the one measured on its raw file."""
+    given = opened.entry.intensity_window
+    return given or measure_intensity_window(opened.source, percentiles)
 
 
 def to_unit_range(raw: NDArray[Any], window: IntensityWindow) -> NDArray[np.float32]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from custom.errors import InputError
 from custom.features.cache import CachedVolume
 from custom.features.cache_files import DENSE_ARRAY, Selection, token_array
+from custom.json_fields import not_negative
 from custom.planes import PLANES
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,7 @@ def pooled(
     Raises:
         InputError: ``pool_gib`` is not a number from 0 on.
     """
-    if type(pool_gib) not in (int, float) or not 0 <= pool_gib < float("inf"):
-        raise InputError(f"pool_gib must be a number from 0 on, got {pool_gib!r}.")
-    if not pool_gib:
+    if not not_negative(pool_gib, "pool_gib"):
         return list(volumes)
     room, given, chosen = pool_gib * GIB, 0, []
     for volume in volumes:

@@ -10,7 +10,8 @@ import torch
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.pca import BASIS_FILE, PcaBasis, read_basis
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 
 
 def load_reduced(

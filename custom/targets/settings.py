@@ -1,13 +1,12 @@
 """What targets are made with, in training and in a cache."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from custom.channels import ChannelLayout
 from custom.errors import InputError
-from custom.json_fields import check_keys, per_axis, whole_numbers
+from custom.json_fields import check_keys, not_negative, per_axis, whole_numbers
 
 KEYS = ("affinity_offsets", "lsd_sigma_nm", "lsd_downsample", "boundary_power")
 
@@ -70,9 +69,9 @@ def target_settings(
     step = per_axis(lsd_downsample, "lsd_downsample") if lsd_sigma_nm else [1, 1, 1]
     return TargetSettings(
         tuple(_offset(offset) for offset in affinity_offsets),
-        _number(lsd_sigma_nm, "lsd_sigma_nm") or None if lsd_sigma_nm is not None else None,
+        None if lsd_sigma_nm is None else not_negative(lsd_sigma_nm, "lsd_sigma_nm") or None,
         (step[0], step[1], step[2]),
-        _number(boundary_power, "boundary_power"),
+        not_negative(boundary_power, "boundary_power"),
     )
 
 
@@ -98,9 +97,3 @@ def _offset(value: object) -> tuple[int, int, int]:
     if not (z or y or x):
         raise InputError("affinity_offsets holds [0, 0, 0]; a voxel is not its own neighbour")
     return z, y, x
-
-
-def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise InputError(f"{name} must be a number from 0 on, got {value!r}")
-    return float(value)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripts import cache
+from scripts.cache_table import COLUMNS
 
 from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
+from custom.features.cache_lock import exclusive
 from custom.features.cache_writer import VolumeWriter
-from custom.preprocessing import exclusive
 from tests.bundle.tiny import CONFIGS
 from tests.features.cached import SHAPE, request, write
 
@@ -33,7 +34,7 @@ def run(*command: object) -> None:
 def test_list_shows_every_volume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("list", folder)
     head, first, second = capsys.readouterr().out.splitlines()
-    assert head.split() == list(cache.COLUMNS)
+    assert head.split() == list(COLUMNS)
     size = sum(p.stat().st_size for p in (folder / "volume_000000.zarr").rglob("*") if p.is_file())
     for words in ("cube0", "training", "20 x 12 x 30", "folder layers 2", "int8 zstd", "finished"):
         assert words in first

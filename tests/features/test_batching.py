@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from custom.datasets import inference_dataset
 from custom.errors import InputError
 from custom.features import batching
 from custom.features.backbone import Backbone
@@ -23,6 +22,7 @@ from custom.features.batching import (
 from custom.features.cache import open_cache
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
+from custom.volume_datasets import inference_dataset
 from tests.features.cached import SPEC
 
 VIT = {

@@ -15,7 +15,8 @@ from custom.errors import InputError
 from custom.features import extraction
 from custom.features.backbone import load_backbone
 from custom.features.extraction import PlaneExtraction, RawBox, extract_planes
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 from custom.features.triplane import upsample
 from custom.planes import NORMAL_AXIS, PLANES
 from custom.volumes import open_volume

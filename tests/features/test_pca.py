@@ -17,7 +17,8 @@ from custom.features.lattice import AxisLattice
 from custom.features.pca import BASIS_FILE, TENSORS, PcaBasis, basis_of_covariance, read_basis
 from custom.features.pca_fit import fit_basis
 from custom.features.reduced import with_basis
-from custom.features.spec import FeatureSpec, load_backbone_and_spec, make_spec
+from custom.features.settings import load_backbone_and_spec, make_spec
+from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid, average
 
 VIT = {

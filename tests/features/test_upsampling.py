@@ -17,7 +17,8 @@ from custom.features import extraction, upsampling
 from custom.features.extraction import PlaneExtraction, RawBox, extract_planes
 from custom.features.image_statistics import IMAGENET_MEAN, IMAGENET_STD
 from custom.features.lattice import AxisLattice
-from custom.features.spec import FeatureSpec, load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 from custom.features.triplane import upsample
 from custom.features.upsampling import GuidedUpsampler, load_upsampler
 from custom.planes import NORMAL_AXIS, PLANES

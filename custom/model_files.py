@@ -1,0 +1,155 @@
+"""The files of a trained model: its weights, and what inference and a reader must know of it."""
+
+import json
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from safetensors.torch import save_file
+from torch import nn
+
+import custom
+from custom.channels import ChannelLayout
+from custom.checkpoints import state_bytes
+from custom.errors import InputError
+from custom.features.pca import BASIS_FILE, PcaBasis
+from custom.files import replacing
+from custom.json_fields import read_object
+from custom.live import FeatureVolume
+from custom.preflight import running_config
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILES = ("model.pt", "model.safetensors", "model.json")  # and pca.safetensors
+
+
+PACKAGES = ("monai", "torch", "transformers", "numpy")
+
+
+class BestModel:
+    """Keep the model with the lowest VOI: ``model.pt``, ``model.safetensors``, ``model.json``.
+
+    Attach to the evaluator.
+
+    Args:
+        model_dir: folder for the files.
+        network: its state dict is saved.
+        description: what ``model.json`` says beside epoch, scores and segmentation settings.
+        basis: of reduced features, saved as ``pca.safetensors``, for inference from raw.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        network: nn.Module,
+        description: Mapping[str, Any],
+        basis: PcaBasis | None = None,
+    ) -> None:
+        self.model_dir = Path(model_dir)
+        self.network = network
+        self.description = description
+        self.basis = basis
+        self.voi = float("inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every validation."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Save the model if it is the best so far."""
+        if engine.state.metrics["voi"] >= self.voi:
+            return
+        self.voi = engine.state.metrics["voi"]
+        state: Any = engine.state
+        found = {"epoch": state.epoch, "segmentation": state.segmentation}
+        self._save({**found, "validation": dict(state.metrics)})
+        logger.info("epoch %d: best model so far, VOI %.3f", state.epoch, self.voi)
+
+    def _save(self, found: Mapping[str, Any]) -> None:
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        described = json.dumps({**self.description, **found}, indent=2)
+        names = MODEL_FILES if self.basis is None else (*MODEL_FILES, BASIS_FILE)
+        with ExitStack() as files:  # all are written before the first takes its place
+            parts = [files.enter_context(replacing(self.model_dir / name)) for name in names]
+            parts[0].write_bytes(state_bytes(weights))
+            save_file(weights, parts[1])
+            parts[2].write_text(described)
+            if self.basis is not None:
+                parts[3].write_bytes(self.basis.to_bytes())
+
+    def state_dict(self) -> dict[str, float]:
+        """Best score so far, for the checkpoint."""
+        return {"voi": self.voi}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Best score of the run that is taken up."""
+        self.voi = state["voi"]
+
+
+def model_description(
+    volumes: Sequence[FeatureVolume],
+    validation: Sequence[FeatureVolume],
+    affinity_offsets: Sequence[Sequence[int]],
+    lsd_sigma_nm: float | None,
+) -> dict[str, Any]:
+    """What inference, and a reader, must know of a model.
+
+    Args:
+        volumes: training volumes.
+        validation: validation volumes.
+        affinity_offsets: voxels, zyx.
+        lsd_sigma_nm: None without LSDs.
+
+    Returns:
+        FeatureSpec, offsets, sigma, channel order, ids of the labels' classes (None where labels
+        have none), data split, configuration and versions, plain JSON values; with reduced features
+        also the name of their basis' file.
+    """
+    layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
+    split = {
+        name: list({v.id: {"id": v.id, **v.metadata["roi"]} for v in part}.values())
+        for name, part in (("training", volumes), ("validation", validation))
+    }  # copies of a volume are no more data than the volume
+    return {
+        "features": volumes[0].spec.to_json(),
+        **({} if volumes[0].spec.pca is None else {"basis": BASIS_FILE}),
+        "affinity_offsets": [list(offset) for offset in affinity_offsets],
+        "lsd_sigma_nm": lsd_sigma_nm,
+        "channels": {
+            "affinities": [0, layout.num_affinities],
+            "lsds": [layout.num_affinities, layout.num_outputs],
+        },
+        "voxel_size_nm": list(volumes[0].voxel_size_nm),
+        "classes": volumes[0].metadata.get("entry", {}).get("class_ids"),
+        "split": split,
+        "config": json.loads(json.dumps(running_config(), default=str)),
+        "versions": {
+            "custom": custom.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def read_description(model_dir: str | Path) -> dict[str, Any]:
+    """``model.json`` of a model.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(model_dir) / "model.json"
+    if not path.exists() or not (path.parent / "model.pt").exists():
+        raise InputError(
+            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run "
+            f"training first, or name the folder that has them."
+        )
+    found = read_object(path, f"model description '{path}'")
+    missing = [key for key in ("features", "affinity_offsets") if key not in found]
+    if missing:
+        raise InputError(f"model description '{path}' lacks '{missing[0]}': train again.")
+    return dict(found)

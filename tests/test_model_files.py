@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from safetensors.torch import load_file
+from torch import nn
+
+from custom.errors import InputError
+from custom.model_files import BestModel, model_description, read_description
+
+
+def validated(best: BestModel, *vois: float) -> None:
+    """Validations with these scores, one per epoch; the weights are the epoch's number."""
+    epochs = iter(range(1, len(vois) + 1))
+    engine = Engine(lambda engine, batch: None)
+    best.attach(engine)
+
+    @engine.on(Events.ITERATION_COMPLETED)
+    def score(engine: Engine) -> None:
+        state: Any = engine.state
+        state.epoch = next(epochs)
+        nn.init.constant_(best.network.weight, state.epoch)  # type: ignore[arg-type]
+        state.metrics = {"voi": vois[state.epoch - 1], "adapted_rand": 0.5}
+        state.segmentation = {"bias": -state.epoch}
+
+    for _ in vois:
+        engine.run([0])
+
+
+def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
+    best = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {"features": {"window": 3}})
+    validated(best, 2.0, 1.0, 1.5, 1.0)
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described == {
+        "features": {"window": 3},
+        "epoch": 2,
+        "segmentation": {"bias": -2},
+        "validation": {"voi": 1.0, "adapted_rand": 0.5},
+    }
+    for weights in (
+        torch.load(tmp_path / "model.pt", weights_only=True),
+        load_file(tmp_path / "model.safetensors"),
+    ):
+        assert weights["weight"].item() == 2
+    assert len(list(tmp_path.iterdir())) == 3
+    files = [tmp_path / f"model.{kind}" for kind in ("pt", "safetensors", "json")]
+    assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
+
+
+def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path) -> None:
+    first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    validated(first, 1.0)
+    second = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    second.load_state_dict(first.state_dict())
+    validated(second, 1.5)
+    assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.0
+
+
+def test_the_three_files_of_a_model_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    validated(best, 2.0)
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("custom.model_files.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        validated(best, 1.0)
+    assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 2.0
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def volume(name: str) -> Any:
+    spec = SimpleNamespace(pca=None, to_json=lambda: {"window": 64})
+    metadata = {"roi": {"offset": [0, 1, 2], "shape": [3, 4, 5]}}
+    return SimpleNamespace(id=name, spec=spec, metadata=metadata, voxel_size_nm=(8.0,) * 3)
+
+
+@pytest.mark.parametrize(("sigma", "lsds"), [(80.0, [2, 12]), (None, [2, 2])])
+def test_a_description_is_plain_json_and_names_channels_and_split(
+    sigma: float | None, lsds: list[int]
+) -> None:
+    offsets = ((1, 0, 0), (0, 9, 0))
+    described = model_description([volume("cube")], [volume("held")], offsets, sigma)
+    assert json.loads(json.dumps(described)) == described
+    assert described["channels"] == {"affinities": [0, 2], "lsds": lsds}
+    assert described["affinity_offsets"] == [[1, 0, 0], [0, 9, 0]]
+    split = described["split"]
+    assert [v["id"] for v in (*split["training"], *split["validation"])] == ["cube", "held"]
+
+
+def test_a_model_without_its_description_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="no trained model"):
+        read_description(tmp_path)
+    (tmp_path / "model.json").write_text('{"features": {}}')
+    with pytest.raises(InputError, match="lacks 'affinity_offsets'"):
+        read_description(tmp_path)

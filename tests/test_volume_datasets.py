@@ -1,0 +1,137 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from funlib.geometry.roi import Roi
+
+from custom.errors import InputError
+from custom.features.cache import open_cache
+from custom.features.triplane import upsample
+from custom.planes import PLANES
+from custom.preprocessing import Preprocessor
+from custom.volume_datasets import (
+    CachedVolumeDataset,
+    RawVolumeDataset,
+    dataset_spec,
+    inference_dataset,
+)
+from tests.test_datasets import (
+    FEATURES,
+    FINER,
+    ROI,
+    SHAPE,
+    VIT,
+    VOXEL_SIZE,
+    assert_same,
+    grid,
+    raw_dataset,
+    write_datalist,
+)
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_datalist(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def cache_dir(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    sections = ("training", "validation")
+    Preprocessor(datalist, folder, VIT, FEATURES, sections, show_progress=False).run()
+    return folder
+
+
+def test_finer_features_of_one_plane_are_those_of_raw(datalist: Path, tmp_path: Path) -> None:
+    Preprocessor(datalist, tmp_path, VIT, FINER, ("training",), show_progress=False).run()
+    raw = RawVolumeDataset(str(datalist), "training", VIT, FINER)
+    cached = CachedVolumeDataset(open_cache(tmp_path, "training"))
+    assert dataset_spec(raw) == dataset_spec(cached)
+    assert {"tokens_xy", "tokens_xz", "tokens_yz"} & set(raw[0]) == {"tokens_xy"}
+    for index in range(2):
+        for name in ("tokens_xy", "placement_xy"):
+            torch.testing.assert_close(raw[index][name], cached[index][name], rtol=0, atol=1e-5)
+
+
+class TestCacheAndRaw:
+    """Training reads a cache, inference starts from raw."""
+
+    @pytest.mark.parametrize("section", ["training", "validation"])
+    def test_samples_are_equal(self, datalist: Path, cache_dir: Path, section: str) -> None:
+        cached = CachedVolumeDataset(open_cache(cache_dir, section))
+        raw = raw_dataset(datalist, section)
+        assert len(cached) == len(raw)
+        for one, other in zip(cached, raw, strict=False):
+            assert one["tokens_xy"].dtype == torch.float16
+            one.pop("label", None)
+            assert_same(one, other)
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_a_roi_sees_what_the_whole_volume_sees_there(
+        self, datalist: Path, cache_dir: Path, index: int
+    ) -> None:
+        volume = open_cache(cache_dir, "training")[index]
+        everything = raw_dataset(datalist, region="volume")[index]
+        box = Roi(volume.metadata["roi"]["offset"], volume.shape).to_slices()
+        cached = CachedVolumeDataset([volume])[0]
+        assert everything["image"].shape == (1, *SHAPE)
+        assert torch.equal(everything["image"][:, *box], cached["image"])
+        for plane in PLANES:
+            dense = upsample(grid(everything, plane), SHAPE, plane)[:, *box]
+            found = upsample(grid(cached, plane), volume.shape, plane)
+            assert (found - dense).abs().max() < 1e-2
+
+    def test_places_are_physical(self, datalist: Path) -> None:
+        roi, volume = (raw_dataset(datalist, region=r)[0] for r in ("roi", "volume"))
+        step = [o * v for o, v in zip(ROI["offset"], VOXEL_SIZE, strict=True)]
+        assert (roi["offset_nm"] - volume["offset_nm"]).tolist() == step
+        assert roi["voxel_size_nm"].tolist() == VOXEL_SIZE
+
+    def test_raw_is_between_minus_one_and_one(self, datalist: Path) -> None:
+        deep, grey = raw_dataset(datalist, use_tokens=False, region="volume")
+        raw = np.load(datalist.parent / "grey.npy").astype(np.float64)
+        expected = np.clip((raw - 20) / 220, 0, 1) * 2 - 1
+        np.testing.assert_allclose(grey["image"][0], expected, atol=1e-6)
+        assert (deep["image"].min(), deep["image"].max()) == (-1, 1)
+        assert not any(name.startswith("tokens") for name in deep)
+
+    def test_inference_chooses_its_source(self, datalist: Path, cache_dir: Path) -> None:
+        arguments = (str(datalist), "validation", str(cache_dir), VIT, FEATURES)
+        raw, cache = (inference_dataset(source, *arguments) for source in ("raw", "cache"))
+        assert isinstance(raw, RawVolumeDataset) and isinstance(cache, CachedVolumeDataset)
+        assert dataset_spec(raw) == dataset_spec(cache)
+        with pytest.raises(InputError, match="source must be 'raw' or 'cache', got 'disk'"):
+            inference_dataset("disk", *arguments)
+
+    def test_labels_that_do_not_count_are_zero(self, datalist: Path, cache_dir: Path) -> None:
+        sample = CachedVolumeDataset(open_cache(cache_dir, "training"), use_tokens=False)[0]
+        box = Roi(ROI["offset"], ROI["shape"]).to_slices()
+        labels, mask = (np.load(datalist.parent / f"{n}.npy")[box] for n in ("labels", "mask"))
+        np.testing.assert_array_equal(sample["label"][0], np.where(mask, labels, 0))
+        assert not any(name.startswith("tokens") for name in sample)
+        assert "label" not in CachedVolumeDataset(open_cache(cache_dir, "validation"))[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [({"region": "box"}, "region must be one of roi, volume, got 'box'")],
+    )
+    def test_rejects(self, datalist: Path, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            raw_dataset(datalist, **changes)
+
+    def test_an_empty_section_is_refused(self, tmp_path: Path) -> None:
+        datalist = write_datalist(tmp_path)
+        datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "test": []}))
+        with pytest.raises(InputError, match="has no entries in its section 'test'"):
+            raw_dataset(datalist, "test")
+
+
+def test_a_raw_only_network_needs_no_backbone(datalist: Path) -> None:
+    dataset = RawVolumeDataset(
+        str(datalist), "training", "no/such-backbone", FEATURES, use_tokens=False
+    )
+    assert dataset_spec(dataset) is None
+    assert not [key for key in dataset[0] if key.startswith("tokens")]
