@@ -128,7 +128,10 @@ class CropDataset(Dataset[Sample]):
 
     def _fits(self, volume: FeatureVolume) -> bool:
         if not volume.has_labels:
-            raise InputError(f"training volume '{volume.id}' has no labels.")
+            raise InputError(
+                f"training volume '{volume.id}' has no labels: name them in the datalist, "
+                "or leave the volume out with volume_indices."
+            )
         if all(c <= s for c, s in zip(self.crop_size, volume.shape, strict=True)):
             return True
         logger.warning(

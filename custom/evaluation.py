@@ -106,11 +106,11 @@ class SegmentationEvaluator:
         self.eval_dir = Path(eval_dir)
 
     def run(self) -> list[Scores]:
-        """Score every entry of the section, write the files, return the scores.
+        """Score every entry of the section that has labels, write the files, return the scores.
 
         Raises:
-            InputError: the section has no entries, an entry has no labels or no truth in its ROI,
-                or its segmentation is missing or does not fit.
+            InputError: the section has no entries or none with labels, an entry has no truth in
+                its ROI, or its segmentation is missing or does not fit.
         """
         entries = parse_datalist(self.datalist).section(self.section)
         if not entries:
@@ -119,7 +119,7 @@ class SegmentationEvaluator:
                 "choose another section or add entries to it"
             )
         results = []
-        for entry in entries:
+        for entry in _comparable(entries):
             comparison = compared(entry, self.output_dir)
             results.append(scores(entry.id, comparison))
             write_atomically(self.eval_dir / f"{entry.id}.png", png_bytes(picture(comparison)))
@@ -137,6 +137,15 @@ class SegmentationEvaluator:
             "entries": [asdict(result) for result in results],
         }
         return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
+    """Entries with labels, if there are any; the others are named."""
+    bare = [entry.id for entry in entries if entry.truth is None]
+    if not bare or len(bare) == len(entries):
+        return entries
+    logger.warning("without labels, so not scored: %s", ", ".join(bare))
+    return [entry for entry in entries if entry.truth is not None]
 
 
 def scores(entry_id: str, comparison: Comparison) -> Scores:

@@ -349,14 +349,21 @@ class TrainingProgress:
     def __call__(self, engine: Engine) -> None:
         """Advance."""
         assert self.bar is not None
+        self._describe(self.bar, engine)
+        self.bar.update()
+
+    def _describe(self, bar: tqdm, engine: Engine) -> None:
+        """The figures behind the bar, drawn with its next step or its end."""
         shown = {"epoch": engine.state.epoch, "loss": f"{_loss(engine):.3f}"}
         if "voi" in self.evaluator.state.metrics:
             shown["voi"] = f"{self.evaluator.state.metrics['voi']:.3f}"
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
+        bar.set_postfix(shown, refresh=False)
 
     def _end(self, engine: Engine, error: BaseException | None = None) -> None:
         if self.bar is not None:
+            if error is None and self.bar.n > self.bar.initial:
+                # the last validation came after the last step
+                self._describe(self.bar, engine)
             self.bar.close()
             self.bar = None
         if error is not None:

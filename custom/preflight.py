@@ -15,7 +15,8 @@ from custom.files import disk_fault, file_of
 def begin() -> None:
     """Let a user's mistake end the process with its sentence and status 1, without a traceback.
 
-    Called by every config's ``initialize``. Other exceptions keep their traceback: they are bugs.
+    So does Ctrl-C, whose status stays that of the signal. Called by every config's ``initialize``.
+    Other exceptions keep their traceback: they are bugs.
     """
     sys.excepthook = _explain
 
@@ -44,7 +45,9 @@ def _explain(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     mistake = user_mistake(error)
-    if mistake is None:
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("\ninterrupted; the same command takes the run up again\n")
+    elif mistake is None:
         sys.__excepthook__(kind, error, traceback)
     else:
         logging.shutdown()

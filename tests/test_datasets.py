@@ -285,7 +285,7 @@ class TestCrops:
             ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
             ("training", {"min_labelled": 1.0}, "labels in 100% of its voxels"),
             ("training", {"feature_dtype": "int8"}, "feature_dtype must be null, 'float16' or"),
-            ("validation", {}, "training volume 'bare' has no labels"),
+            ("validation", {}, "training volume 'bare' has no labels: name them"),
             ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] has labels"),
             ("test", {"min_labelled": 0.0}, "none of 1000 random crops"),
             (

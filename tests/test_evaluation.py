@@ -213,6 +213,19 @@ def test_what_cannot_be_compared_is_said(
     assert not (data / "eval").exists()
 
 
+def test_entries_without_labels_are_named_and_the_others_scored(
+    data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    datalist = json.loads((data / "datalist.json").read_text())
+    bare = {**datalist["test"][0], "id": "bare"}
+    without_labels(bare)
+    datalist["test"].insert(0, bare)
+    (data / "datalist.json").write_text(json.dumps(datalist))
+    write_segmentation(data, segmentation())
+    assert [scores.id for scores in evaluate(data)] == ["cube"]
+    assert "without labels, so not scored: bare" in caplog.text
+
+
 def test_a_segmentation_over_unlabelled_voxels_alone_is_said(data: Path) -> None:
     write_segmentation(data, segmentation()[:4, :6, :7])
     with pytest.raises(InputError, match="all zero where the segmentation is"):

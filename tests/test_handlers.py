@@ -293,6 +293,17 @@ def test_the_bar_counts_all_steps_of_all_epochs(
     assert progress.bar is None
 
 
+def test_the_bar_ends_with_the_last_validation(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, trainer = progressing()
+
+    def validate() -> None:
+        progress.evaluator.state.metrics = {"voi": 2.0 - 0.5 * trainer.state.epoch}
+
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    trainer.run([0, 1], max_epochs=3)
+    assert "voi=0.500" in capsys.readouterr().err
+
+
 def test_an_error_of_a_step_closes_the_bar_and_goes_on_its_way() -> None:
     progress, trainer = progressing(fail=True)
     with pytest.raises(ZeroDivisionError, match="step"):

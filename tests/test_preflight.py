@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_only_a_mistake_ends_the_process_without_a_traceback(
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == last
     assert ("Traceback" in done.stderr) == traceback
+
+
+def test_ctrl_c_is_one_sentence_and_keeps_the_status_of_its_signal() -> None:
+    code = "from custom.preflight import begin; begin(); raise KeyboardInterrupt"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.strip() == "interrupted; the same command takes the run up again"
 
 
 def test_the_running_configuration_has_the_overrides(tmp_path: Path) -> None:

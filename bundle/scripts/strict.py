@@ -14,7 +14,7 @@ from custom.json_fields import hint
 def strict(command: Callable[..., None]) -> Callable[..., None]:
     """The same command; a user's mistake ends it with its sentence and status 1.
 
-    So does an unknown option, or an argument too many.
+    So does an unknown option, an argument too many, or Ctrl-C.
     """
     signature = inspect.signature(command)
     known = list(signature.parameters)
@@ -35,6 +35,8 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **options)
         except InputError as mistake:
             raise SystemExit(str(mistake)) from None
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted") from None
 
     surplus = inspect.Parameter("surplus", inspect.Parameter.VAR_POSITIONAL)
     unknown = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)

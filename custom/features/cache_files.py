@@ -151,7 +151,13 @@ def _index_of(path: Path) -> int:
     formats = [read_json(mark).get("format") for mark in marks]
     for found in formats:
         refuse_older(found, path.parent)
-    if not ours or not marks or any(found != FORMAT for found in formats):
+    if ours and not marks:
+        raise InputError(
+            f"cache_dir '{path.parent}' holds '{path.name}', which preprocessing did not write or "
+            f"whose {files.metadata.name} is lost; put that back, move '{path.name}' away, or "
+            f"choose another cache_dir"
+        )
+    if not ours or any(found != FORMAT for found in formats):
         raise InputError(
             f"cache_dir '{path.parent}' holds '{path.name}', which preprocessing did not write; "
             f"choose another cache_dir"

@@ -98,6 +98,8 @@ def fit_basis(
             extraction = PlaneExtraction(box, backbone, spec, plane, windows_at_once)
             for _, features in extraction.slabs():
                 bar.update(moments.add(features))
+        bar.total = bar.n  # small volumes have fewer, the last window more
+        bar.refresh()
     if moments.count < TOKENS_PER_COMPONENT * n:
         raise InputError(
             f"features.pca {n} is fitted to at least {TOKENS_PER_COMPONENT * n} tokens, but the "

@@ -234,6 +234,8 @@ def test_what_is_not_a_cache_is_refused(tmp_path: Path) -> None:
         (folder / name).mkdir()
         with pytest.raises(InputError, match=f"holds '{name}', which preprocessing did not write"):
             volumes_in(folder)
+    with pytest.raises(InputError, match=r"or whose volume_000000_metadata\.json is lost"):
+        volumes_in(tmp_path / "with volume_000000.zarr")
     original = tmp_path / "original"
     original.mkdir()
     (original / "volume_000000_metadata.json").write_text('{"volume_index": 0}')

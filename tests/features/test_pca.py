@@ -172,6 +172,15 @@ def test_the_same_volumes_give_the_same_basis_and_other_ones_another(
     assert one.digest != fitted(backbone, spec, 4).digest
 
 
+def test_the_bar_ends_full_where_there_are_few_tokens(
+    backbone: Backbone, spec: FeatureSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    basis = fit_basis(BOXES, backbone, spec, 2)
+    tokens = basis.fitted_on["tokens"]
+    assert "100%" in (last := capsys.readouterr().err.split("\r")[-1])
+    assert f" {tokens}/{tokens} " in last
+
+
 def test_drawn_windows_are_inside_the_roi_and_one_window_each(spec: FeatureSpec) -> None:
     """And they reach all of the volumes, planes and slices."""
     drawn = list(pca_fit._drawn(BOXES, spec))
