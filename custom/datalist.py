@@ -66,7 +66,7 @@ class Datalist:
         """
         sections = {"training": self.training, "validation": self.validation, "test": self.test}
         if name not in sections:
-            raise InputError(f"a datalist has no section '{name}'{hint(name, SECTIONS)}")
+            raise InputError(f"a datalist has no section '{name}'{hint(str(name), SECTIONS)}")
         return sections[name]
 
     def entries(self) -> tuple[DatalistEntry, ...]:
