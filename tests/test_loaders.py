@@ -56,15 +56,19 @@ def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[
 
 
 def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> int:
-    """Whether workers make what the process makes by itself; returns the number of samples."""
-    alone, count = batches(dataset, epochs, num_workers=0), 0
-    for one, other in zip(batches(dataset, epochs, **loading), alone, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            # a worker computes by itself, so LSDs' sums of float32 end in other last digits
-            atol = 1e-6 if name == "label" else 0
-            torch.testing.assert_close(value, other[name], rtol=0, atol=atol, msg=name)
-        count += len(one["image"])
+    """Whether batches hold the samples of the dataset, in order; returns their number."""
+    count = 0
+    for batch in batches(dataset, epochs, **loading):
+        for place in range(len(batch["image"])):
+            sample = dataset[count]
+            assert batch.keys() == sample.keys()
+            for name, value in batch.items():
+                # a worker computes by itself, so LSDs' sums of float32 end in other last digits
+                atol = 1e-6 if name == "label" else 0
+                torch.testing.assert_close(
+                    value[place], torch.as_tensor(sample[name]), rtol=0, atol=atol, msg=name
+                )
+            count += 1
     return count
 
 
@@ -73,11 +77,12 @@ def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> in
 @pytest.mark.parametrize(
     "loading",
     [
+        {"num_workers": 0},
         {"num_workers": 8, "workers": "threads"},
         {"num_workers": 1, "workers": "threads"},
         pytest.param({"num_workers": 8, "workers": "spawn"}, marks=pytest.mark.slow),
     ],
-    ids=["8 threads", "1 thread", "8 processes"],
+    ids=["none", "8 threads", "1 thread", "8 processes"],
 )
 def test_whoever_makes_them_the_samples_are_the_same(
     cache_dir: Path, loading: dict[str, Any]
