@@ -39,6 +39,7 @@ class ThreadLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own class
         """Batches of an epoch."""
         assert self.batch_sampler is not None, "there is a batch_size"
+        torch.get_num_threads()  # settles this thread's own number, before others set theirs
         # each computes alone, as a worker process does: together they have the cores
         pool = ThreadPoolExecutor(self.num_threads, "loader", torch.set_num_threads, (1,))
         ahead: deque[Future[Any]] = deque()

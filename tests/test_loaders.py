@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
 from custom.loaders import BATCHES_AHEAD, training_loader
 from custom.transforms import LabelsToTargetsd
+from tests.conftest import ROOT
 from tests.features.cached import request, write
 
 OFFSETS = [(1, 0, 0), (0, -2, 0), (0, 0, 3)]
@@ -137,6 +141,18 @@ def test_the_process_keeps_its_number_of_threads_for_computing(cache_dir: Path) 
     before = torch.get_num_threads()
     assert_same_samples(crops(cache_dir, 6), 1, num_workers=2, workers="threads")
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="a single core always computes alone")
+def test_a_process_that_has_not_computed_yet_keeps_its_number_of_threads() -> None:
+    program = (
+        "import torch; from custom.loaders import ThreadLoader;"
+        "list(ThreadLoader(torch.ones(4), 1, range(4), 2)); print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert found.stdout.decode().split() == ["2"]
 
 
 def test_an_error_in_a_thread_ends_the_epoch_where_its_batch_would_have_come(
