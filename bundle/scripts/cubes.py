@@ -21,7 +21,7 @@ from custom.datalist import (
 )
 from custom.errors import InputError
 from custom.files import write_atomically
-from custom.json_fields import per_axis, whole_numbers
+from custom.json_fields import per_axis, whole_number
 from custom.locations import moved, resolve
 from custom.sampling import Cube, CubeRules, CubeSampler, matching, stated
 from scripts.strict import strict
@@ -71,8 +71,8 @@ def cubes(
         rules = CubeRules(min_ground_truth_fraction, min_label_fraction, min_unique_ids)
         chosen = [_patterns(given) for given in (include, exclude)]
         cube = per_axis(size, "size")
-        (total,) = whole_numbers([count], 1, 1, "count")
-        whole_numbers([seed], 1, 0, "seed")
+        total = whole_number(count, 1, "count")
+        whole_number(seed, 0, "seed")
         source, target = (Path(os.path.abspath(str(path))) for path in (datalist, out))
         entries = _entries(source, section, *chosen)
         opened = [open_entry(entry) for _, entry in entries]
@@ -85,8 +85,6 @@ def cubes(
         found = sampler.draw(total, progress=True)
         sampled = _described([given for given, _ in entries], opened, found)
         _write(source, target, section, sampled)
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
     except OSError as error:
         raise SystemExit(f"a file cannot be read or written: {error}") from None
     for id_ in sampler.too_small:

@@ -280,11 +280,9 @@ def _as_json(entry: DatalistEntry) -> dict[str, object]:
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """A user's mistake ends in its sentence alone."""
+    """What the disk refuses ends in a sentence, too."""
     try:
         yield
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
     except OSError as error:
         raise SystemExit(f"a file cannot be read or written: {error}") from None
 

@@ -54,8 +54,6 @@ def fib25(folder: str, url: str = FIB25_URL, checksums: str = str(FIB25_CHECKSUM
     """
     try:
         target = _fib25(Path(os.path.abspath(folder)), url, Path(checksums))
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error}") from None
     except KeyboardInterrupt:
