@@ -90,7 +90,7 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
         *_int8(setting, datalist, folder, features),
         Figure(
             "features.memory_epoch_10_over_1",
-            memory_growth(volume, setting.crop, setting.samples, folder / "copy"),
+            memory_growth(volume, setting.crop, 6 * setting.samples, folder / "copy"),
             "1",
         ),
     ]

@@ -66,7 +66,7 @@ class Datalist:
         """
         sections = {"training": self.training, "validation": self.validation, "test": self.test}
         if name not in sections:
-            raise InputError(f"a datalist has no section '{name}'{hint(name, SECTIONS)}")
+            raise InputError(f"a datalist has no section '{name}'{hint(str(name), SECTIONS)}")
         return sections[name]
 
     def entries(self) -> tuple[DatalistEntry, ...]:
@@ -227,17 +227,28 @@ def open_entry(entry: DatalistEntry) -> OpenEntry:
 
     Raises:
         InputError: labels are not integers, do not overlap raw, are on another voxel grid, or are
-            all 0 in the ROI; the ROI sticks out.
+            all 0 in the ROI, or wherever the mask lets them count; the ROI sticks out.
     """
     opened = place_entry(entry)
-    if opened.labels is not None and not any(
-        opened.read_labels(slab)[0].any() for slab in _slabs(opened.roi)
-    ):
-        raise InputError(
-            f"labels of entry '{entry.id}' ('{entry.labels or opened.labels.path}') are all 0 in "
-            f"the ROI {opened.roi}; there is nothing to learn from or to score"
-        )
+    if opened.labels is not None:
+        _refuse_nothing_to_learn(opened, entry.labels or opened.labels.path)
     return opened
+
+
+def _refuse_nothing_to_learn(opened: OpenEntry, labels: str) -> None:
+    """Somewhere in the ROI an object must count; else a validation would find nothing at fault."""
+    labelled = False
+    for slab in _slabs(opened.roi):
+        values, annotated = opened.read_labels(slab)
+        if values[annotated].any():
+            return
+        labelled = labelled or bool(values.any())
+    entry = opened.entry
+    where = f"where mask '{entry.mask}' is not 0, " if labelled else ""
+    raise InputError(
+        f"labels of entry '{entry.id}' ('{labels}') are all 0 {where}in the ROI {opened.roi}; "
+        f"there is nothing to learn from or to score"
+    )
 
 
 def place_entry(entry: DatalistEntry) -> OpenEntry:

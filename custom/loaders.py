@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from monai.data import DataLoader
+from monai.data.utils import worker_init_fn
 
+from custom.arenas import share_arenas
 from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
 from custom.json_fields import whole_number
@@ -39,6 +41,7 @@ class ThreadLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own class
         """Batches of an epoch."""
         assert self.batch_sampler is not None, "there is a batch_size"
+        torch.get_num_threads()  # settles this thread's own number, before others set theirs
         # each computes alone, as a worker process does: together they have the cores
         pool = ThreadPoolExecutor(self.num_threads, "loader", torch.set_num_threads, (1,))
         ahead: deque[Future[Any]] = deque()
@@ -88,4 +91,11 @@ def training_loader(
         num_workers=num_workers,
         multiprocessing_context="spawn" if num_workers else None,  # TensorStore and fork: a hang
         persistent_workers=num_workers > 0,
+        worker_init_fn=_begin_worker,
     )
+
+
+def _begin_worker(number: int) -> None:
+    """What a worker process does first."""
+    share_arenas()
+    worker_init_fn(number)

@@ -111,6 +111,7 @@ def model_description(
         also the name of their basis' file.
     """
     layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
+    sizes = list(dict.fromkeys(volume.voxel_size_nm for volume in volumes))
     split = {
         name: list({v.id: {"id": v.id, **v.metadata["roi"]} for v in part}.values())
         for name, part in (("training", volumes), ("validation", validation))
@@ -124,7 +125,8 @@ def model_description(
             "affinities": [0, layout.num_affinities],
             "lsds": [layout.num_affinities, layout.num_outputs],
         },
-        "voxel_size_nm": list(volumes[0].voxel_size_nm),
+        "voxel_size_nm": list(sizes[0]),
+        "other_voxel_sizes_nm": [list(size) for size in sizes[1:]],
         "classes": volumes[0].metadata.get("entry", {}).get("class_ids"),
         "split": split,
         "config": json.loads(json.dumps(running_config(), default=str)),

@@ -99,7 +99,8 @@ class ModelLoader:
                 f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
             )
         for name, size in _voxel_sizes(self.dataset).items():
-            warn_of_scale(name, size, description["voxel_size_nm"])
+            others = description.get("other_voxel_sizes_nm", [])
+            warn_of_scale(name, size, description["voxel_size_nm"], *others)
 
 
 class SegmentationWriter:
@@ -193,25 +194,25 @@ class SegmentationWriter:
             _write_array(path, "lsds", values[layout.lsds], "czyx", place, {})
 
 
-def warn_of_scale(name: str, size: Sequence[float], trained: Sequence[float]) -> None:
+def warn_of_scale(name: str, size: Sequence[float], *trained: Sequence[float]) -> None:
     """Say that a model will see voxels of another size than in training, and the way out.
 
     Args:
         name: id of the volume.
         size: its voxel size, zyx, in nm.
-        trained: that of the training, zyx, in nm.
+        trained: those of the training, zyx, in nm.
     """
-    if np.allclose(size, trained, rtol=SAME_SCALE, atol=0):
+    if any(np.allclose(size, one, rtol=SAME_SCALE, atol=0) for one in trained):
         return
-    finer = all(s <= t * (1 + SAME_SCALE) for s, t in zip(size, trained, strict=True))
+    coarser = [t for t in trained if all(np.less_equal(size, np.multiply(t, 1 + SAME_SCALE)))]
     logger.warning(
         "%s has voxels of %s nm, the model was trained on %s nm: %s",
         name,
         list(size),
-        list(trained),
-        f'add "voxel_size_nm": {{"labels": {list(trained)}}} to its entry in the datalist, then it '
-        "is segmented at that size"
-        if finer
+        " and ".join(str(list(one)) for one in trained),
+        f'add "voxel_size_nm": {{"labels": {list(coarser[0])}}} to its entry in the datalist, then '
+        "it is segmented at that size"
+        if coarser
         else "expect a worse segmentation, or train on this voxel size",
     )
 

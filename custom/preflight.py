@@ -8,6 +8,7 @@ from typing import Any
 
 from monai.bundle import ConfigWorkflow
 
+from custom.arenas import share_arenas
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
 
@@ -16,9 +17,11 @@ def begin() -> None:
     """Let a user's mistake end the process with its sentence and status 1, without a traceback.
 
     So does Ctrl-C, whose status stays that of the signal. Called by every config's ``initialize``.
-    Other exceptions keep their traceback: they are bugs.
+    Other exceptions keep their traceback: they are bugs. Memory is bounded from here on, too
+    (``share_arenas``).
     """
     sys.excepthook = _explain
+    share_arenas()
 
 
 def user_mistake(error: BaseException | None) -> InputError | None:

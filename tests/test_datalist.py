@@ -307,6 +307,10 @@ def test_rounding_in_positions_is_forgiven(data: Path) -> None:
             "labels of entry 'a' .*zero.* are all 0 in the ROI",
         ),
         (
+            lambda p: labelled(mask=write(p, "hidden", np.zeros_like(LABELS))),
+            "labels of entry 'a' .* are all 0 where mask '.*hidden' is not 0, in the ROI",
+        ),
+        (
             lambda p: labelled(labels=write(p, "far", LABELS, (0, 9, 0))),
             r"labels '.*far' does not overlap raw: it starts at voxel \(0, 9, 0\)",
         ),

@@ -47,15 +47,17 @@ CROP = (6, 8, 7)
 
 
 def write_datalist(folder: Path) -> Path:
-    """Training volumes of 16 and 8 bits, one of floats without labels, one that its mask hides."""
+    """Training volumes of 16 and 8 bits, one of floats without labels, one voxel under a mask."""
     rng = np.random.default_rng(0)
     np.save(folder / "deep.npy", rng.integers(500, 3000, SHAPE, dtype=np.uint16))
     np.save(folder / "grey.npy", rng.integers(0, 256, SHAPE, dtype=np.uint8))
     np.save(folder / "bare.npy", rng.normal(size=SHAPE).astype(np.float32))
-    np.save(folder / "labels.npy", rng.integers(0, 5, SHAPE).astype(np.uint64))
+    labels = rng.integers(0, 5, SHAPE).astype(np.uint64)
+    labels[-1, -1, -1] = 1
+    np.save(folder / "labels.npy", labels)
     shares = np.where(np.arange(SHAPE[2]) < 12, 0.9, 0.3)
     np.save(folder / "mask.npy", (rng.random(SHAPE) < shares).astype(np.uint8))
-    np.save(folder / "nowhere.npy", np.zeros(SHAPE, np.uint8))
+    np.save(folder / "hardly.npy", np.arange(np.prod(SHAPE)).reshape(SHAPE) == np.prod(SHAPE) - 1)
     size = {"voxel_size_nm": {"raw": VOXEL_SIZE, "labels": VOXEL_SIZE}}
     labelled = {**size, "labels": "labels.npy", "mask": "mask.npy"}
     window = {"intensity_window": [20, 240]}
@@ -67,7 +69,7 @@ def write_datalist(folder: Path) -> Path:
             {"id": "grey", "raw": "grey.npy", "roi": small, **labelled, **window},
         ],
         "validation": [{"id": "bare", "raw": "bare.npy", **size, "roi": ROI}],
-        "test": [{"id": "hidden", "raw": "deep.npy", **labelled, "mask": "nowhere.npy"}],
+        "test": [{"id": "hidden", "raw": "deep.npy", **labelled, "mask": "hardly.npy"}],
     }
     path = folder / "datalist.json"
     path.write_text(json.dumps(datalist))
@@ -110,12 +112,11 @@ def transform() -> Compose:
     )
 
 
-def assert_same(one: dict[str, Any], other: dict[str, Any], targets_within: float = 0) -> None:
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
-            within = targets_within if name == "label" else 0
-            torch.testing.assert_close(value, other[name], rtol=0, atol=within, msg=name)
+            torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
         else:
             assert value == other[name], name
 
@@ -226,22 +227,6 @@ class TestCrops:
         images = [one[n]["image"] for n in range(3)] + [crops(cache_dir, seed=1)[0]["image"]]
         for i, image in enumerate(images):
             assert not any(torch.equal(image, earlier) for earlier in images[:i])
-
-    @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-    def test_workers_make_the_same_samples(self, cache_dir: Path, num_workers: int) -> None:
-        dataset = crops(cache_dir, transform=transform(), num_samples=4)
-        loader = DataLoader(
-            dataset,
-            batch_size=2,
-            sampler=CropSampler(dataset),
-            num_workers=num_workers,
-            multiprocessing_context="spawn" if num_workers else None,
-        )
-        for batch, numbers in zip(loader, [(0, 1), (2, 3)], strict=True):
-            for place, number in enumerate(numbers):
-                sample = {name: value[place] for name, value in batch.items()}
-                # a worker has one thread, so the LSDs' sums of float32 end in other last digits
-                assert_same(sample, dataset[number], targets_within=1e-6)
 
     def test_tokens_are_left_out_on_request(self, cache_dir: Path) -> None:
         names = set(crops(cache_dir, use_tokens=False)[0])

@@ -274,14 +274,16 @@ def test_raw_without_grey_values_is_a_sentence(tmp_path: Path, value: float, mes
         ((8.3, 7.7, 8), None),
         ((4, 4, 4), 'add "voxel_size_nm": {"labels": [8.0, 8.0, 8.0]} to its entry'),
         ((4, 8, 8), 'add "voxel_size_nm"'),
-        ((16, 8, 8), "expect a worse segmentation"),
+        ((40, 6, 6), None),
+        ((30, 6, 6), 'add "voxel_size_nm": {"labels": [40.0, 6.0, 6.0]} to its entry'),
+        ((16, 8, 8), "trained on [8.0, 8.0, 8.0] and [40.0, 6.0, 6.0] nm: expect a worse"),
         ((16, 4, 8), "expect a worse segmentation"),
     ],
 )
-def test_another_voxel_size_than_the_models_is_said(
+def test_a_voxel_size_that_the_model_was_not_trained_on_is_said(
     caplog: pytest.LogCaptureFixture, size: tuple[float, ...], words: str | None
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        warn_of_scale("other", size, (8.0, 8.0, 8.0))
+        warn_of_scale("other", size, (8.0, 8.0, 8.0), (40.0, 6.0, 6.0))
     assert bool(caplog.records) == (words is not None)
     assert (words or "") in caplog.text

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
 from custom.loaders import BATCHES_AHEAD, training_loader
 from custom.transforms import LabelsToTargetsd
+from tests.conftest import ROOT
 from tests.features.cached import request, write
 
 OFFSETS = [(1, 0, 0), (0, -2, 0), (0, 0, 3)]
@@ -56,15 +60,19 @@ def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[
 
 
 def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> int:
-    """Whether workers make what the process makes by itself; returns the number of samples."""
-    alone, count = batches(dataset, epochs, num_workers=0), 0
-    for one, other in zip(batches(dataset, epochs, **loading), alone, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            # a worker computes by itself, so LSDs' sums of float32 end in other last digits
-            atol = 1e-6 if name == "label" else 0
-            torch.testing.assert_close(value, other[name], rtol=0, atol=atol, msg=name)
-        count += len(one["image"])
+    """Whether batches hold the samples of the dataset, in order; returns their number."""
+    count = 0
+    for batch in batches(dataset, epochs, **loading):
+        for place in range(len(batch["image"])):
+            sample = dataset[count]
+            assert batch.keys() == sample.keys()
+            for name, value in batch.items():
+                # a worker computes by itself, so LSDs' sums of float32 end in other last digits
+                atol = 1e-6 if name == "label" else 0
+                torch.testing.assert_close(
+                    value[place], torch.as_tensor(sample[name]), rtol=0, atol=atol, msg=name
+                )
+            count += 1
     return count
 
 
@@ -73,11 +81,12 @@ def assert_same_samples(dataset: CropDataset, epochs: int, **loading: Any) -> in
 @pytest.mark.parametrize(
     "loading",
     [
+        {"num_workers": 0},
         {"num_workers": 8, "workers": "threads"},
         {"num_workers": 1, "workers": "threads"},
         pytest.param({"num_workers": 8, "workers": "spawn"}, marks=pytest.mark.slow),
     ],
-    ids=["8 threads", "1 thread", "8 processes"],
+    ids=["none", "8 threads", "1 thread", "8 processes"],
 )
 def test_whoever_makes_them_the_samples_are_the_same(
     cache_dir: Path, loading: dict[str, Any]
@@ -132,6 +141,18 @@ def test_the_process_keeps_its_number_of_threads_for_computing(cache_dir: Path) 
     before = torch.get_num_threads()
     assert_same_samples(crops(cache_dir, 6), 1, num_workers=2, workers="threads")
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="a single core always computes alone")
+def test_a_process_that_has_not_computed_yet_keeps_its_number_of_threads() -> None:
+    program = (
+        "import torch; from custom.loaders import ThreadLoader;"
+        "list(ThreadLoader(torch.ones(4), 1, range(4), 2)); print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    found = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True)
+    assert found.stdout.decode().split() == ["2"]
 
 
 def test_an_error_in_a_thread_ends_the_epoch_where_its_batch_would_have_come(

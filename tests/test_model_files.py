@@ -76,10 +76,10 @@ def test_the_three_files_of_a_model_are_replaced_together(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def volume(name: str) -> Any:
+def volume(name: str, size: tuple[float, float, float] = (8.0, 8.0, 8.0)) -> Any:
     spec = SimpleNamespace(pca=None, to_json=lambda: {"window": 64})
     metadata = {"roi": {"offset": [0, 1, 2], "shape": [3, 4, 5]}}
-    return SimpleNamespace(id=name, spec=spec, metadata=metadata, voxel_size_nm=(8.0,) * 3)
+    return SimpleNamespace(id=name, spec=spec, metadata=metadata, voxel_size_nm=size)
 
 
 @pytest.mark.parametrize(("sigma", "lsds"), [(80.0, [2, 12]), (None, [2, 2])])
@@ -93,6 +93,13 @@ def test_a_description_is_plain_json_and_names_channels_and_split(
     assert described["affinity_offsets"] == [[1, 0, 0], [0, 9, 0]]
     split = described["split"]
     assert [v["id"] for v in (*split["training"], *split["validation"])] == ["cube", "held"]
+
+
+def test_a_description_names_every_voxel_size_of_the_training_once() -> None:
+    training = [volume("a"), volume("b", (40.0, 8.0, 6.0)), volume("c"), volume("d", (4.0,) * 3)]
+    described = model_description(training, [volume("held", (9.0,) * 3)], ((1, 0, 0),), None)
+    assert described["voxel_size_nm"] == [8.0, 8.0, 8.0]
+    assert described["other_voxel_sizes_nm"] == [[40.0, 8.0, 6.0], [4.0, 4.0, 4.0]]
 
 
 def test_a_model_without_its_description_is_no_model(tmp_path: Path) -> None:

@@ -197,8 +197,8 @@ def one_source(folder: Path, labels: NDArray[Any], **fields: str) -> OpenEntry:
     return open_entry(parse_datalist(folder / "one.json").training[0])
 
 
-def test_a_mask_that_hides_everything_leaves_no_cube(tmp_path: Path) -> None:
-    np.save(tmp_path / "mask.npy", np.zeros((9, 8, 7), bool))
+def test_a_mask_that_hides_nearly_everything_leaves_no_cube(tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", np.arange(9 * 8 * 7).reshape(9, 8, 7) < 2)
     opened = one_source(tmp_path, np.ones((9, 8, 7), np.uint8), mask="mask.npy")
     with pytest.raises(InputError, match="rejected: 200 by min_ground_truth_fraction"):
         CubeSampler([opened], (4, 4, 4)).draw(2)
@@ -311,8 +311,14 @@ def test_a_source_that_is_all_0_is_refused(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"size": 4, "beyond_labels": "yes"}, "beyond_labels must be True or False, got 'yes'"),
-        ({"size": 0}, "size must be 3 whole numbers from 1 on"),
-        ({"size": 4, "count": 0}, "count must be 1 whole numbers from 1 on"),
+        ({"size": 0}, "size must be one or three whole numbers from 1 on, got 0"),
+        ({"size": 2.5}, "size must be one or three whole numbers from 1 on, got 2.5"),
+        ({"size": (4, 0, 4)}, "size must be 3 whole numbers from 1 on"),
+        ({"size": 4, "seed": -1}, "seed must be a whole number from 0 on, got -1"),
+        ({"size": 4, "seed": "x"}, "seed must be a whole number from 0 on, got 'x'"),
+        ({"size": 4, "section": 3}, "no section '3'; known are training"),
+        ({"size": 4, "include": 7}, r"matches include \['7'\]"),
+        ({"size": 4, "count": 0}, "count must be a whole number from 1 on, got 0"),
         ({"size": 4, "include": "x*"}, "no entry of section 'training' .* its ids are: large"),
         ({"size": 4, "cuont": 3}, "there is no option --cuont"),
         ({"size": 4, "section": "train"}, "did you mean 'training'"),
@@ -325,3 +331,29 @@ def test_mistakes_write_nothing(
     with pytest.raises(SystemExit, match=message):
         cubes(str(sources), str(out), **arguments)
     assert not out.exists()
+
+
+def test_an_id_that_looks_like_a_number_may_be_named(tmp_path: Path) -> None:
+    labels = np.ones((9, 8, 7), np.uint8)
+    one_source(tmp_path, labels)
+    given = json.loads((tmp_path / "one.json").read_text())
+    given["training"][0]["id"] = "7"
+    (tmp_path / "one.json").write_text(json.dumps(given))
+    cubes(str(tmp_path / "one.json"), str(tmp_path / "out.json"), size=3, count=2, include=7)
+    assert {e.id for e in parse_datalist(tmp_path / "out.json").training} == {"7-0000", "7-0001"}
+
+
+def test_a_folder_in_the_place_of_the_new_datalist_is_a_sentence(
+    sources: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="cannot be read or written"):
+        cubes(str(sources), str(tmp_path), size=4, count=1)
+
+
+def test_an_argument_too_many_is_refused_before_anything_is_drawn(
+    sources: Path, tmp_path: Path
+) -> None:
+    options = [4, 1, "training", "uniform", 0.0, 0.0, 1, "*", (), 0, False]
+    with pytest.raises(SystemExit, match="an argument too many: 'more'"):
+        cubes(str(sources), str(tmp_path / "cubes.json"), *options, "more")
+    assert not (tmp_path / "cubes.json").exists()

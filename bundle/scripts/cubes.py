@@ -21,13 +21,15 @@ from custom.datalist import (
 )
 from custom.errors import InputError
 from custom.files import write_atomically
-from custom.json_fields import whole_numbers
+from custom.json_fields import per_axis, whole_number
 from custom.locations import moved, resolve
 from custom.sampling import Cube, CubeRules, CubeSampler, matching, stated
+from scripts.strict import strict
 
 PATHS = ("raw", "labels", "mask")
 
 
+@strict
 def cubes(
     datalist: str,
     out: str,
@@ -42,7 +44,6 @@ def cubes(
     exclude: str | Sequence[str] = (),
     seed: int = 0,
     beyond_labels: bool = False,
-    **unknown: object,
 ) -> None:
     """Replace the entries of a section by random cubes inside their ROIs.
 
@@ -65,16 +66,14 @@ def cubes(
         seed: another seed, other cubes.
         beyond_labels: a cube's centre lies in the labels, the rest may lie where they have ended
             (inside raw, and outside validation); nothing is annotated there.
-        unknown: refused.
     """
     try:
-        if unknown:
-            raise InputError(f"there is no option --{min(unknown)}; see --help")
         rules = CubeRules(min_ground_truth_fraction, min_label_fraction, min_unique_ids)
-        chosen = [p if isinstance(p, (list, tuple)) else [p] for p in (include, exclude)]
-        cube = whole_numbers(list(size) if not isinstance(size, int) else [size] * 3, 3, 1, "size")
-        (total,) = whole_numbers([count], 1, 1, "count")
-        source, target = (Path(os.path.abspath(path)) for path in (datalist, out))
+        chosen = [_patterns(given) for given in (include, exclude)]
+        cube = per_axis(size, "size")
+        total = whole_number(count, 1, "count")
+        whole_number(seed, 0, "seed")
+        source, target = (Path(os.path.abspath(str(path))) for path in (datalist, out))
         entries = _entries(source, section, *chosen)
         opened = [open_entry(entry) for _, entry in entries]
         if not isinstance(beyond_labels, bool):
@@ -86,12 +85,17 @@ def cubes(
         found = sampler.draw(total, progress=True)
         sampled = _described([given for given, _ in entries], opened, found)
         _write(source, target, section, sampled)
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
+    except OSError as error:
+        raise SystemExit(f"a file cannot be read or written: {error}") from None
     for id_ in sampler.too_small:
         print(f"left out: '{id_}', which is smaller than a cube")
     rejected = ", ".join(f"{n} by {name}" for name, n in sampler.rejected.most_common())
     print(f"{len(found)} cubes in {target} (rejected: {rejected or 'none'})")
+
+
+def _patterns(given: object) -> list[str]:
+    """One pattern or several; fire takes an id such as 7 for a number."""
+    return [str(p) for p in (given if isinstance(given, (list, tuple)) else [given])]
 
 
 def _entries(

@@ -13,7 +13,7 @@ From inside ``bundle/``, one of::
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,20 +25,20 @@ from custom.datalist import SECTIONS, datalist_from, open_entry
 from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
-from custom.json_fields import hint, voxel_size
+from custom.json_fields import voxel_size
 from custom.volumes import open_volume
 from custom.voxel_grid import Triple
 from scripts.cellmap_trees import cellmap_entries
 from scripts.splits import Split, entry_id
+from scripts.strict import strict
 
 CREMI_RAW = "volumes/raw"
 CREMI_LABELS = "volumes/labels/neuron_ids"
 
 
+@strict
 @SetParseFn(str)
-def cremi(
-    *paths: str, validation: str = "", test: str = "", seed: str = "0", **unknown: object
-) -> None:
+def cremi(*paths: str, validation: str = "", test: str = "", seed: str = "0") -> None:
     """Datalist of CREMI files, volumes/raw and volumes/labels/neuron_ids in each.
 
     A file's name without its ending is its id. Files without labels can only be for test.
@@ -48,13 +48,13 @@ def cremi(
         validation: ids (with commas; * stands for anything), or a fraction of all.
         test: the same; what is in neither is for training.
         seed: decides which a fraction takes.
-        unknown: refused.
     """
-    with _one_sentence(unknown, "validation", "test", "seed"):
+    with _one_sentence():
         files, out = _inputs_and_output(paths)
         write_datalist(out, cremi_entries(files), Split(validation, test, seed))
 
 
+@strict
 @SetParseFn(str)
 def pairs(
     folder: str,
@@ -66,7 +66,6 @@ def pairs(
     validation: str = "",
     test: str = "",
     seed: str = "0",
-    **unknown: object,
 ) -> None:
     """Datalist of the pairs of image and labels in a folder.
 
@@ -83,18 +82,8 @@ def pairs(
         validation: ids (with commas; * stands for anything), or a fraction of all.
         test: the same; what is in neither is for training.
         seed: decides which a fraction takes.
-        unknown: refused.
     """
-    known = (
-        "images",
-        "labels",
-        "voxel_size_nm",
-        "raw_voxel_size_nm",
-        "validation",
-        "test",
-        "seed",
-    )
-    with _one_sentence(unknown, *known):
+    with _one_sentence():
         size = _voxel_size(voxel_size_nm) if voxel_size_nm else None
         raw_size = size
         if raw_voxel_size_nm:
@@ -103,6 +92,7 @@ def pairs(
         write_datalist(_inputs_and_output((folder, out))[1], entries, Split(validation, test, seed))
 
 
+@strict
 @SetParseFn(str)
 def cellmap(
     *paths: str,
@@ -113,7 +103,6 @@ def cellmap(
     validation: str = "",
     test: str = "",
     seed: str = "0",
-    **unknown: object,
 ) -> None:
     """Datalist of the annotated crops of CellMap trees.
 
@@ -132,18 +121,8 @@ def cellmap(
         validation: ids (with commas; * stands for anything), or a fraction of all.
         test: the same; what is in neither is for training.
         seed: decides which a fraction takes.
-        unknown: refused.
     """
-    known = (
-        "label_class",
-        "voxel_size_nm",
-        "raw_voxel_size_nm",
-        "em",
-        "validation",
-        "test",
-        "seed",
-    )
-    with _one_sentence(unknown, *known):
+    with _one_sentence():
         trees, out = _inputs_and_output(paths)
         classes = _class_names(label_class)
         size = _voxel_size(voxel_size_nm)
@@ -300,14 +279,10 @@ def _as_json(entry: DatalistEntry) -> dict[str, object]:
 
 
 @contextmanager
-def _one_sentence(unknown: Mapping[str, object], *known: str) -> Iterator[None]:
-    """A user's mistake ends in its sentence alone; unknown options are one."""
+def _one_sentence() -> Iterator[None]:
+    """What the disk refuses ends in a sentence, too."""
     try:
-        for option in unknown:
-            raise InputError(f"there is no option --{option}{hint(option, known)}")
         yield
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
     except OSError as error:
         raise SystemExit(f"a file cannot be read or written: {error}") from None
 

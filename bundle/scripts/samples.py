@@ -21,6 +21,7 @@ from custom.downloads import fetch, read_checksums
 from custom.errors import InputError
 from custom.file_arrays import section_paths
 from custom.volumes import create_ome_zarr_array, open_volume
+from scripts.strict import strict
 
 FIB25_URL = (
     "https://raw.githubusercontent.com/janelia-flyem/neuroproof_examples/ce839e17/training_sample2"
@@ -38,10 +39,9 @@ CREDIT = {
 }
 
 
+@strict
 @SetParseFn(str)
-def fib25(
-    folder: str, url: str = FIB25_URL, checksums: str = str(FIB25_CHECKSUMS), **unknown: object
-) -> None:
+def fib25(folder: str, url: str = FIB25_URL, checksums: str = str(FIB25_CHECKSUMS)) -> None:
     """Download FIB-SEM of the Drosophila medulla, 250^3 voxels of 10 nm, and build fib25.zarr.
 
     An interrupted download is taken up by the same command.
@@ -51,16 +51,9 @@ def fib25(
             labels/neurons.
         url: where training_sample2 lies, for a copy of it elsewhere.
         checksums: list of its files and their sha256, as sha256sum writes it.
-        unknown: refused.
     """
     try:
-        if unknown:
-            raise InputError(
-                f"there is no option --{min(unknown)}; known are --url and --checksums"
-            )
         target = _fib25(Path(os.path.abspath(folder)), url, Path(checksums))
-    except InputError as mistake:
-        raise SystemExit(str(mistake)) from None
     except OSError as error:
         raise SystemExit(f"{folder} cannot be written: {error}") from None
     except KeyboardInterrupt:

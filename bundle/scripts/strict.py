@@ -17,9 +17,10 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
     So does an unknown option, an argument too many, or Ctrl-C.
     """
     signature = inspect.signature(command)
-    known = list(signature.parameters)
     by_name_only = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     in_order = [p for p in signature.parameters.values() if p not in by_name_only]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in in_order)
+    known = [p.name for p in (*in_order, *by_name_only) if p.kind is not p.VAR_POSITIONAL]
 
     @wraps(command)
     def refusing(*args: Any, **options: Any) -> None:
@@ -29,7 +30,7 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
         for option in options:
             if option not in known:
                 raise SystemExit(f"there is no option --{option}{hint(option, known)}")
-        if len(args) > len(in_order):
+        if len(args) > len(in_order) and not any_number:
             raise SystemExit(f"there is an argument too many: {args[len(in_order)]!r}; see --help")
         try:
             command(*args, **options)
@@ -40,6 +41,7 @@ def strict(command: Callable[..., None]) -> Callable[..., None]:
 
     surplus = inspect.Parameter("surplus", inspect.Parameter.VAR_POSITIONAL)
     unknown = inspect.Parameter("unknown", inspect.Parameter.VAR_KEYWORD)
-    parameters = [*in_order, surplus, *by_name_only, unknown]
+    rest = [] if any_number else [surplus]
+    parameters = [*in_order, *rest, *by_name_only, unknown]
     refusing.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by inspect
     return refusing

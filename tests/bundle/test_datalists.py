@@ -545,6 +545,8 @@ def test_the_command_line_takes_words_as_they_are_and_refuses_unknown_options(
     commands = {"pairs": datalists.pairs, "cellmap": datalists.cellmap}
     with pytest.raises(SystemExit, match="no option --validaton; did you mean 'validation'"):
         fire.Fire(commands, [*command, "--validaton", "1_0"])
+    with pytest.raises(SystemExit, match="an argument too many: 'more'"):
+        fire.Fire(commands, [*command, "images/*.tif", "labels/*.tif", "8", "0.2", "", "0", "more"])
     assert not (tmp_path / "x.json").exists()
     fire.Fire(commands, [*command, "--validation", "1_0,10"])
     assert ids_of(tmp_path / "x.json")["validation"] == ["10", "1_0"]

@@ -248,6 +248,8 @@ def test_a_misspelt_option_is_refused_before_anything_is_asked(
 ) -> None:
     with pytest.raises(SystemExit, match="no option --ulr"):
         samples.fib25(str(tmp_path), url=source.server.url, ulr="x")
+    with pytest.raises(SystemExit, match="an argument too many: 'more'"):
+        samples.fib25(str(tmp_path), source.server.url, "sums.sha256", "more")
     assert source.server.asked == []
 
 
