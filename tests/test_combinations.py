@@ -19,11 +19,19 @@ from custom.datasets import (
     RawVolumeDataset,
     Sample,
 )
+from custom.features import (
+    cache_basis,
+    cache_files,
+    cache_writer,
+    dense_writer,
+    target_files,
+)
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.cache_check import check_cache
 from custom.features.cache_prune import removable
 from custom.features.copies import IntensityChange, plan_copies
 from custom.features.intensity import to_unit_range
+from custom.features.pca import BASIS_FILE
 from custom.features.pool import pooled
 from custom.features.triplane import PlaneGrid, average
 from custom.live import FeatureVolume, live_volumes
@@ -35,6 +43,7 @@ from custom.targets.settings import target_settings
 from tests import test_finer_raw
 from tests.features.guided import HUBCONF, write_hub
 from tests.test_datasets import VIT
+from tests.test_preprocessing import assert_same_arrays
 
 VIT_8 = {**VIT, "seed": 3}
 CONVNEXT = {
@@ -294,3 +303,82 @@ def test_targets_are_those_of_the_cached_labels(project: Project) -> None:
 def test_check_and_prune_find_nothing(project: Project) -> None:
     assert check_cache(project.cache_dir, show_progress=False).defects == ()
     assert removable(project.cache_dir, {"a"}, copies=1) == []
+
+
+# --- killed and taken up ---
+
+KILLED = Case({**DENSE, "pca": 3, "dtype": "int8"}, "equal")
+MODULES = (cache_files, cache_writer, dense_writer, target_files, cache_basis)
+WRITES = ("write_json", "write_array", "create_array", "write_atomically")
+
+
+def run(datalist: Path, cache_dir: Path, **changes: Any) -> None:
+    arguments = {
+        "targets": TARGETS.to_json(),
+        "copies": plan_copies(1, INTENSITY),
+        "show_progress": False,
+        **changes,
+    }
+    features = {**FEATURES, **KILLED.features}
+    Preprocessor(datalist, cache_dir, VIT_8, features, ("training",), **arguments).run()
+
+
+class Writes:
+    """Counts what is written to a cache; from a number on, the process is dead."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, allowed: float = float("inf")) -> None:
+        self.count, self.allowed = 0, allowed
+        for module in MODULES:
+            for name in (name for name in WRITES if hasattr(module, name)):
+                patch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, action: Any) -> Any:
+        def act(*args: Any) -> Any:
+            self.count += 1
+            if self.count > self.allowed:
+                raise KeyboardInterrupt
+            return action(*args)
+
+        return act
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
+    """Datalist, cache, and how often something was written to it."""
+    folder = tmp_path_factory.mktemp("whole")
+    datalist = write_project(folder, KILLED)
+    with pytest.MonkeyPatch.context() as patch:
+        writes = Writes(patch)
+        run(datalist, folder / "cache")
+    return datalist, folder / "cache", writes.count
+
+
+@pytest.mark.parametrize("share", [0.01, 0.03, 0.2, 0.35, 0.5, 0.62, 0.75, 0.86, 0.9, 0.95, 0.99])
+def test_a_run_killed_anywhere_ends_with_the_same_cache(
+    uninterrupted: tuple[Path, Path, int], tmp_path: Path, share: float
+) -> None:
+    datalist, expected, count = uninterrupted
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Writes(patch, int(share * count))
+        run(datalist, tmp_path)
+    run(datalist, tmp_path)
+    assert_same_arrays(expected, tmp_path)
+    assert (tmp_path / BASIS_FILE).read_bytes() == (expected / BASIS_FILE).read_bytes()
+    assert check_cache(tmp_path, show_progress=False).defects == ()
+    assert removable(tmp_path, {"a"}, copies=1) == []
+    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (expected, tmp_path)]
+    assert names[0] == names[1]
+
+
+def test_targets_that_change_while_copies_are_made_are_the_last_ones(
+    uninterrupted: tuple[Path, Path, int], tmp_path: Path
+) -> None:
+    datalist, expected, count = uninterrupted
+    other = {"affinity_offsets": [[0, 0, 5]], "lsd_sigma_nm": None}
+    run(datalist, tmp_path, copies=None, targets=other)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        Writes(patch, count // 3)
+        run(datalist, tmp_path)
+    assert open_cache(tmp_path)[0].metadata["targets"]["affinity_offsets"] == [[0, 0, 5]]
+    run(datalist, tmp_path)
+    assert_same_arrays(expected, tmp_path)
