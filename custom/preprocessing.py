@@ -178,20 +178,34 @@ class Preprocessor:
     def _refuse_strangers(self, jobs: Sequence[VolumeJob]) -> None:
         """A cache may not hold finished volumes that the datalist does not have."""
         for files in self._strangers(jobs):
-            entry, copies = entry_of(files), self.copies.count
-            if files.finished and copy_of(entry) and entry["id"] in _by_id(jobs):
-                raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name}, copy {copy_of(entry)} of "
-                    f"entry '{entry['id']}', but augmented_copies is {copies} (of training entries "
-                    f"alone); remove it (python -m scripts.cache prune --copies {copies}) or raise "
-                    f"augmented_copies"
-                )
             if files.finished:
-                raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry '{entry['id']}', "
-                    f"which is not in the datalist '{self.datalist}'; remove it (python -m "
-                    f"scripts.cache prune) or choose another cache_dir"
-                )
+                raise InputError(f"cache_dir '{self.cache_dir}' holds {self._strange(files, jobs)}")
+
+    def _strange(self, files: VolumeFiles, jobs: Sequence[VolumeJob]) -> str:
+        """What a finished volume is that is none of the jobs', and what to do."""
+        entry, copies, job = entry_of(files), self.copies.count, _by_id(jobs)
+        copy, id_ = copy_of(entry), entry["id"]
+        if copy > copies and id_ in job:
+            return (
+                f"{files.name}, copy {copy} of entry '{id_}', but augmented_copies is {copies}; "
+                f"remove it (python -m scripts.cache prune --copies {copies}) or raise "
+                f"augmented_copies"
+            )
+        if copy and id_ in job:
+            return (
+                f"{files.name}, copy {copy} of entry '{id_}', which is in section "
+                f"'{job[id_].section}' now, and only training entries have copies; remove "
+                f"{files.name}* or choose another cache_dir"
+            )
+        if entry["section"] not in self.sections:
+            return (
+                f"{files.name} of entry '{id_}' in section '{entry['section']}', which sections "
+                f"lacks; add it, remove {files.name}*, or choose another cache_dir"
+            )
+        return (
+            f"{files.name} of entry '{id_}', which is not in the datalist '{self.datalist}'; "
+            f"remove it (python -m scripts.cache prune) or choose another cache_dir"
+        )
 
     def _remove_leftovers(self, jobs: Sequence[VolumeJob]) -> None:
         """Unfinished volumes of another datalist."""

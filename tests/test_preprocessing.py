@@ -361,6 +361,12 @@ def test_a_volume_that_the_datalist_does_not_have_is_refused(
         preprocessor(path, finished).run()
 
 
+def test_a_section_that_is_left_out_is_named(finished: Path, datalist: Path) -> None:
+    sentence = r"volume_000001 of entry 'b' in section 'validation', which sections lacks; add it"
+    with pytest.raises(InputError, match=sentence):
+        preprocessor(datalist, finished, sections=["training", "test"]).run()
+
+
 def test_unfinished_volumes_of_a_longer_datalist_are_removed(
     datalist: Path, tmp_path: Path
 ) -> None:
