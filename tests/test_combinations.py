@@ -12,13 +12,7 @@ import zarr
 from funlib.geometry import Roi
 from torch import Tensor
 
-from custom.datasets import (
-    CachedVolumeDataset,
-    CropDataset,
-    CropSampler,
-    RawVolumeDataset,
-    Sample,
-)
+from custom.datasets import CropDataset, CropSampler
 from custom.features import (
     cache_basis,
     cache_files,
@@ -38,8 +32,10 @@ from custom.live import FeatureVolume, live_volumes
 from custom.loaders import training_loader
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.samples import Sample
 from custom.targets.affinities import affinities
 from custom.targets.settings import target_settings
+from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from tests import test_finer_raw
 from tests.features.guided import HUBCONF, write_hub
 from tests.test_datasets import VIT

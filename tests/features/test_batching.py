@@ -24,7 +24,7 @@ from custom.features.cache import open_cache
 from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.pca import PcaBasis
 from custom.features.reduced import with_basis
-from custom.features.spec import load_backbone_and_spec
+from custom.features.settings import load_backbone_and_spec
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
 from custom.volume_datasets import inference_dataset
