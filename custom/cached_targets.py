@@ -78,6 +78,8 @@ def remove_targets(cache_dir: Path) -> list[VolumeFiles]:
 def refuse_other_targets(volumes: Sequence[FeatureVolume], settings: TargetSettings) -> None:
     """Refuse to train on cached targets that are not there or are others than the config's.
 
+    Volumes without labels, which cannot have any, are left to whoever needs the labels.
+
     Raises:
         InputError: names the volume, and what differs.
     """
@@ -87,6 +89,8 @@ def refuse_other_targets(volumes: Sequence[FeatureVolume], settings: TargetSetti
                 f"cached_targets needs source 'cache': volume '{volume.id}' is not in a cache."
             )
         found = volume.metadata.get("targets")
+        if not volume.has_labels:
+            continue
         if found is None:
             raise InputError(
                 f"cached_targets: volume '{volume.id}' has no targets in the cache: {UPDATE}, or "

@@ -18,6 +18,7 @@ from custom.channels import ChannelLayout
 from custom.checkpoints import state_bytes
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
+from custom.features.spec import FeatureSpec
 from custom.files import replacing
 from custom.json_fields import read_object
 from custom.live import FeatureVolume
@@ -82,13 +83,26 @@ class BestModel:
             if self.basis is not None:
                 parts[3].write_bytes(self.basis.to_bytes())
 
-    def state_dict(self) -> dict[str, float]:
-        """Best score so far, for the checkpoint."""
-        return {"voi": self.voi}
+    def state_dict(self) -> dict[str, Any]:
+        """Best score so far and what it was reached on, for the checkpoint."""
+        return {"voi": self.voi, "features": self.description.get("features")}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Best score of the run that is taken up."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Best score of the run that is taken up.
+
+        Raises:
+            ValueError: that run was trained on other features.
+        """
+        before, now = state.get("features"), self.description.get("features")
+        if before and now and self._sees_features():
+            difference = FeatureSpec.from_json(before).difference(FeatureSpec.from_json(now))
+            if difference:
+                raise ValueError(f"trained on features that differ in: {', '.join(difference)}")
         self.voi = state["voi"]
+
+    def _sees_features(self) -> bool:
+        """Whether features matter to the network: one on raw alone may go on beside any."""
+        return getattr(self.network, "fusion", self) is not None
 
 
 def model_description(

@@ -27,6 +27,7 @@ from custom.features.cache_files import (
     VOXEL_CHUNK,
     Json,
     VolumeFiles,
+    bytes_on_disk,
     copy_of,
     entry_of,
     read_json,
@@ -44,8 +45,9 @@ from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
 from custom.features.settings import complete_settings, load_backbone_and_spec
 from custom.features.spec import FeatureSpec
+from custom.features.target_files import TARGET_CHUNK
 from custom.targets.settings import parse_target_settings
-from custom.volume_jobs import VolumeJob
+from custom.volume_jobs import VolumeJob, in_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ class Preprocessor:
         )
         pending = [job for job in jobs if not job.is_kept(spec)]
         windows = {id: job.intensity_window(spec) for id, job in _by_id(pending).items()}
-        self._refuse_full_disk(pending, spec)
+        self._refuse_full_disk(jobs, pending, spec)
         with exclusive(self.cache_dir):
             self._remove_leftovers(jobs)
             for job in pending:
@@ -176,20 +178,34 @@ class Preprocessor:
     def _refuse_strangers(self, jobs: Sequence[VolumeJob]) -> None:
         """A cache may not hold finished volumes that the datalist does not have."""
         for files in self._strangers(jobs):
-            entry, copies = entry_of(files), self.copies.count
-            if files.finished and copy_of(entry) and entry["id"] in _by_id(jobs):
-                raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name}, copy {copy_of(entry)} of "
-                    f"entry '{entry['id']}', but augmented_copies is {copies} (of training entries "
-                    f"alone); remove it (python -m scripts.cache prune --copies {copies}) or raise "
-                    f"augmented_copies"
-                )
             if files.finished:
-                raise InputError(
-                    f"cache_dir '{self.cache_dir}' holds {files.name} of entry '{entry['id']}', "
-                    f"which is not in the datalist '{self.datalist}'; remove it (python -m "
-                    f"scripts.cache prune) or choose another cache_dir"
-                )
+                raise InputError(f"cache_dir '{self.cache_dir}' holds {self._strange(files, jobs)}")
+
+    def _strange(self, files: VolumeFiles, jobs: Sequence[VolumeJob]) -> str:
+        """What a finished volume is that is none of the jobs', and what to do."""
+        entry, copies, job = entry_of(files), self.copies.count, _by_id(jobs)
+        copy, id_ = copy_of(entry), entry["id"]
+        if copy > copies and id_ in job:
+            return (
+                f"{files.name}, copy {copy} of entry '{id_}', but augmented_copies is {copies}; "
+                f"remove it (python -m scripts.cache prune --copies {copies}) or raise "
+                f"augmented_copies"
+            )
+        if copy and id_ in job:
+            return (
+                f"{files.name}, copy {copy} of entry '{id_}', which is in section "
+                f"'{job[id_].section}' now, and only training entries have copies; remove "
+                f"{files.name}* or choose another cache_dir"
+            )
+        if entry["section"] not in self.sections:
+            return (
+                f"{files.name} of entry '{id_}' in section '{entry['section']}', which sections "
+                f"lacks; add it, remove {files.name}*, or choose another cache_dir"
+            )
+        return (
+            f"{files.name} of entry '{id_}', which is not in the datalist '{self.datalist}'; "
+            f"remove it (python -m scripts.cache prune) or choose another cache_dir"
+        )
 
     def _remove_leftovers(self, jobs: Sequence[VolumeJob]) -> None:
         """Unfinished volumes of another datalist."""
@@ -202,18 +218,34 @@ class Preprocessor:
         wanted = {job.files.index for job in jobs}
         return [files for files in volumes_in(self.cache_dir) if files.index not in wanted]
 
-    def _refuse_full_disk(self, jobs: Sequence[VolumeJob], spec: FeatureSpec) -> None:
-        """The cache must fit before anything is computed for it."""
-        needed = sum(job.bytes_needed(spec) for job in jobs)
+    def _refuse_full_disk(
+        self, jobs: Sequence[VolumeJob], pending: Sequence[VolumeJob], spec: FeatureSpec
+    ) -> None:
+        """What the cache lacks must fit before anything is computed for it."""
+        needed = self._bytes_of_targets(jobs)
+        for job in pending:  # what an interrupted run has written is on the disk already
+            needed += max(0, job.bytes_needed(spec) - bytes_on_disk(job.files.arrays))
         folder = next(p for p in (self.cache_dir, *self.cache_dir.parents) if p.exists())
         free = shutil.disk_usage(folder).free
-        logger.info("cache of %d volumes: up to %.2f GB", len(jobs), needed / 1e9)
+        logger.info("%d volumes to make: up to %.2f GB", len(pending), needed / 1e9)
         if needed > free:
             raise InputError(
                 f"cache_dir '{self.cache_dir}' needs {needed / 1e9:.1f} GB, its disk has "
                 f"{free / 1e9:.1f} GB left; choose another one, fewer pixels_per_voxel or smaller "
                 f"ROIs"
             )
+
+    def _bytes_of_targets(self, jobs: Sequence[VolumeJob]) -> int:
+        """Upper bound of what targets take beside older ones, which stay until these are there."""
+        if self.targets is None:
+            return 0
+        wanted, per_voxel = self.targets.to_json(), self.targets.layout.num_outputs + 2
+        return per_voxel * sum(
+            in_chunks(tuple(job.opened.roi.shape), TARGET_CHUNK)
+            for job in jobs
+            if job.opened.labels is not None
+            and read_json(job.files.metadata).get("targets") != wanted
+        )
 
     def _basis(
         self,

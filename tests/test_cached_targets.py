@@ -296,6 +296,14 @@ def test_targets_of_other_settings_or_none_are_refused(cache_dir: Path) -> None:
     assert len(crops(cache_dir, lsd_sigma_nm=9.0, cached=False)) == 12
 
 
+def test_a_volume_without_labels_is_no_matter_of_targets(cache_dir: Path) -> None:
+    """Updating targets would not help."""
+    update(cache_dir)
+    with pytest.raises(InputError, match="training volume 'cube1' has no labels"):
+        volumes = open_cache(cache_dir)
+        CropDataset(volumes, CROP, OFFSETS, None, 1, cached_targets=True, targets=SETTINGS)
+
+
 @pytest.mark.parametrize("symmetry", ["auto", "box"])
 def test_cached_targets_cannot_be_turned(cache_dir: Path, symmetry: str) -> None:
     update(cache_dir)

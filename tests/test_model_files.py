@@ -55,6 +55,7 @@ def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path)
     first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
     validated(first, 1.0)
     second = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    second.load_state_dict({"voi": first.voi})  # as checkpoints were before they knew features
     second.load_state_dict(first.state_dict())
     validated(second, 1.5)
     assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.0

@@ -361,6 +361,12 @@ def test_a_volume_that_the_datalist_does_not_have_is_refused(
         preprocessor(path, finished).run()
 
 
+def test_a_section_that_is_left_out_is_named(finished: Path, datalist: Path) -> None:
+    sentence = r"volume_000001 of entry 'b' in section 'validation', which sections lacks; add it"
+    with pytest.raises(InputError, match=sentence):
+        preprocessor(datalist, finished, sections=["training", "test"]).run()
+
+
 def test_unfinished_volumes_of_a_longer_datalist_are_removed(
     datalist: Path, tmp_path: Path
 ) -> None:
@@ -429,6 +435,54 @@ def test_the_space_asked_for_is_no_less_than_the_space_taken(
         headers = 500 * len(arrays)
         assert taken <= job.bytes_needed(spec) + headers
         assert job.bytes_needed(spec) < 8 * taken
+
+
+def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr(preprocessing.shutil, "disk_usage", lambda path: usage)
+
+
+def test_targets_need_room_too_until_they_are_there(
+    datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spec = load_backbone_and_spec(VIT, FEATURES)
+    targets = {"affinity_offsets": [[1, 0, 0], [0, 2, 0]], "lsd_sigma_nm": None}
+    jobs = preprocessor(datalist, tmp_path)._jobs()
+    features = sum(job.bytes_needed(spec) for job in jobs)
+    voxels = 18 * 12 * 9 + 3 * 20 * 22  # of the two entries with labels
+    room(monkeypatch, features + (2 + 2) * voxels - 1)
+    with pytest.raises(InputError, match=r"its disk has 0\.0 GB left"):
+        preprocessor(datalist, tmp_path, targets=targets).run()
+    room(monkeypatch, features + (2 + 2) * voxels)
+    preprocessor(datalist, tmp_path, targets=targets).run()
+    taken = [
+        CachedVolume(job.files.arrays).metadata["arrays"][name]["bytes"]
+        for job in jobs
+        for name in ("target", "boundary_weights")
+        if job.id != "c"
+    ]
+    assert sum(taken) <= 4 * voxels + 500 * len(taken)
+    room(monkeypatch, 0)
+    preprocessor(datalist, tmp_path, targets=targets).run()
+    room(monkeypatch, 4 * voxels - 1)
+    with pytest.raises(InputError, match=r"its disk has 0\.0 GB left"):
+        preprocessor(datalist, tmp_path, targets={**targets, "boundary_power": 1.0}).run()
+
+
+def test_what_is_written_already_needs_no_room(
+    datalist: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: VolumeWriter, metadata: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VolumeWriter, "finish", stop)
+        preprocessor(datalist, tmp_path).run()
+    _, spec = load_backbone_and_spec(VIT, FEATURES)
+    needed = [job.bytes_needed(spec) for job in preprocessor(datalist, tmp_path)._jobs()]
+    room(monkeypatch, sum(needed[1:]) + needed[0] // 2)
+    preprocessor(datalist, tmp_path).run()
+    assert_same_arrays(finished, tmp_path)
 
 
 def test_the_bundles_config_preprocesses(datalist: Path, finished: Path, tmp_path: Path) -> None:

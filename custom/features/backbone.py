@@ -80,6 +80,7 @@ class Backbone(nn.Module):
         self.patch_size, self.channels = _output_geometry(config, self.layers, final_norm)
         self.least_window = _least_window(config)
         self.image_multiple = _whole(config, self.layers, self.patch_size)
+        self.own_channels = self.channels  # also where ``channels`` are those of a basis
         self.digest = weights_digest(model)
         self.basis: PcaBasis | None = None
         self.upsampler: nn.Module | None = None  # of the features, see ``load_backbone_and_spec``

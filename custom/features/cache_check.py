@@ -135,7 +135,8 @@ def _defects(files: VolumeFiles, on_chunk: OnChunk) -> Iterator[str]:
 
 def _expected(metadata: Json, spec: FeatureSpec) -> dict[str, Json]:
     """Arrays that a volume must have, with all that is known of them without looking."""
-    labelled = metadata["entry"].get("labels") is not None or "gt" in metadata["arrays"]
+    truth = (metadata["entry"].get(name) for name in ("labels", "classes"))
+    labelled = any(t is not None for t in truth) or "gt" in metadata["arrays"]
     shape = metadata["roi"]["shape"]
     expected: dict[str, Json] = {
         name: {"shape": shape, "dtype": dtype}

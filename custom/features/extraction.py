@@ -16,6 +16,7 @@ from custom.features.backbone import Backbone
 from custom.features.batching import InBatches, windows_that_fit
 from custom.features.intensity import IntensityWindow, to_unit_range
 from custom.features.lattice import plane_lattice
+from custom.features.reduced import unreduced
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
 from custom.features.upsampling import GuidedUpsampler
@@ -103,7 +104,8 @@ class PlaneExtraction:
         self.shape = (spec.channels, *self.lattice.shape)
         self.windows_per_slice = len(self.lattice.windows[0]) * len(self.lattice.windows[1])
         self._device = next(backbone.parameters()).device
-        self._at_once = windows_at_once or windows_that_fit(spec, self._device)
+        computed = unreduced(spec, backbone)  # a basis comes after the backbone's own channels
+        self._at_once = windows_at_once or windows_that_fit(computed, self._device)
         self._forward = InBatches(backbone, self._at_once)
         self._rows, self._columns = (
             {k: self._on_device(axis.resampling(k)) for k in windows}

@@ -101,10 +101,11 @@ def fit_basis(
         bar.total = bar.n  # small volumes have fewer, the last window more
         bar.refresh()
     if moments.count < TOKENS_PER_COMPONENT * n:
+        most = moments.count // TOKENS_PER_COMPONENT
         raise InputError(
             f"features.pca {n} is fitted to at least {TOKENS_PER_COMPONENT * n} tokens, but the "
-            f"training volumes have only {moments.count}: choose at most "
-            f"{moments.count // TOKENS_PER_COMPONENT}, or more volumes."
+            f"training volumes have only {moments.count}: choose "
+            f"{f'at most {most}' if most else 'null'}, or more volumes."
         )
     fitted_on = {"features": spec.to_json(), "entries": list(boxes), "tokens": moments.count}
     return basis_of_covariance(*moments.mean_and_covariance(), n, fitted_on)

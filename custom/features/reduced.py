@@ -71,7 +71,7 @@ def unreduced(spec: FeatureSpec, backbone: Backbone) -> FeatureSpec:
     """The spec of the backbone's own features: all channels, in patches."""
     return replace(
         spec,
-        channels=backbone.channels,
+        channels=backbone.own_channels,
         layout="tokens",
         upsampler=None,
         upsampler_digest=None,

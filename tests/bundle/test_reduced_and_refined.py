@@ -78,6 +78,24 @@ def test_inference_with_another_number_of_components_is_refused(project: Path) -
     assert "differ from the request in: pca (5, not None)" in found
 
 
+def test_training_does_not_go_on_with_another_basis(project: Path) -> None:
+    """Nor in silence on other features of as many channels."""
+    basis = read_basis(project / "cache", "")
+    shutil.rmtree(project / "cache")
+    (project / "cache").mkdir()
+    other = replace(basis, components=basis.components.flip(0))
+    (project / "cache" / BASIS_FILE).write_bytes(other.to_bytes())
+    run("preprocessing", project)
+    found = tiny.mistake(lambda: run("training", project, epochs=3))
+    assert "trained on features that differ in: pca_digest (" in found
+    assert "choose another model_dir" in found
+    alone = {"token_channels": 0, "model_dir": str(project / "alone"), "epochs": 1}
+    run("training", project, **alone)
+    shutil.rmtree(project / "cache")
+    run("preprocessing", project)
+    run("training", project, **{**alone, "epochs": 2})  # raw alone goes on beside any features
+
+
 def test_a_network_for_other_channels_is_refused(project: Path) -> None:
     found = tiny.mistake(lambda: run("training", project, token_channels=16))
     assert "set token_channels to 5" in found

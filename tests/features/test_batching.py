@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from funlib.geometry import Roi
 from torch import Tensor
 
 from custom.errors import InputError
@@ -20,6 +21,10 @@ from custom.features.batching import (
     windows_that_fit,
 )
 from custom.features.cache import open_cache
+from custom.features.extraction import PlaneExtraction, RawBox
+from custom.features.pca import PcaBasis
+from custom.features.reduced import with_basis
+from custom.features.settings import load_backbone_and_spec
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
 from custom.volume_datasets import inference_dataset
@@ -55,6 +60,31 @@ ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
 ]
+
+
+def test_components_are_computed_in_no_more_windows_at_once_than_all_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A basis makes features small, not what the backbone needs."""
+    backbone, spec = load_backbone_and_spec(VIT, FEATURES)
+    tensors = torch.zeros(16), torch.eye(16)[:2], torch.ones(2), torch.tensor(16.0)
+    basis = PcaBasis(*tensors, fitted_on={"features": spec.to_json()})
+    few = with_basis(backbone, replace(spec, channels=2, pca=2), basis, "")
+    monkeypatch.setattr(batching, "free_memory", lambda device: 6 * bytes_of_window(spec))
+    sizes = []
+
+    def counted(self: Backbone, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return torch.zeros(len(images), self.channels, 2, 2)
+
+    monkeypatch.setattr(Backbone, "forward", counted)
+    for used in ((backbone, spec), few):
+        box = RawBox(
+            lambda roi: np.zeros(roi.shape), (9, 16, 16), Roi((0, 0, 0), (9, 16, 16)), (0, 1)
+        )
+        for _ in PlaneExtraction(box, *used, "xy").slabs():
+            pass
+    assert sizes == 2 * [3, 3, 3]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["cuda", "cpu"])

@@ -44,6 +44,18 @@ def test_a_sound_cache_has_no_defects(cache_dir: Path) -> None:
     assert found.bytes_read == sum(p.stat().st_size for p in files)
 
 
+@pytest.mark.parametrize("truth", [{"labels": "x"}, {"labels": None, "classes": {"a": "x"}}])
+def test_labels_that_the_metadata_lost_are_missed(cache_dir: Path, truth: dict[str, Any]) -> None:
+    def forget(metadata: dict[str, Any]) -> None:
+        metadata["entry"] |= truth
+        for name in ("gt", "mask", "gt_ids"):
+            del metadata["arrays"][name]
+
+    change_metadata(cache_dir, forget)
+    missed = [f"{n}: not in volume_000000_metadata.json" for n in ("gt", "mask", "gt_ids")]
+    assert sorted(defects(cache_dir)) == sorted(f"volume_000000 (cube0), {m}" for m in missed)
+
+
 def test_every_damaged_chunk_is_one_line_with_volume_array_and_file(cache_dir: Path) -> None:
     volume = cache_dir / "volume_000000.zarr"
     for name, file, damage in [

@@ -256,6 +256,9 @@ def test_too_few_tokens_are_one_sentence(backbone: Backbone, spec: FeatureSpec) 
     tiny = box((2, 3, 5), (2, 3, 2))
     with pytest.raises(InputError, match=r"features\.pca 16 is fitted to at least 320 tokens, but"):
         fitted(backbone, spec, 16, tiny=tiny)
+    least, plane = box((2, 3, 5), (1, 1, 1)), replace(spec, planes=("xy",))
+    with pytest.raises(InputError, match=r"at least 20 tokens, .*: choose null, or more volumes"):
+        fitted(backbone, plane, 1, least=least)
 
 
 def test_a_basis_of_other_features_is_refused(backbone: Backbone, spec: FeatureSpec) -> None:
