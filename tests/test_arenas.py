@@ -8,6 +8,8 @@ import pytest
 from custom.arenas import ARENAS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 COUNT = """
 import ctypes, threading
 {first}

@@ -143,6 +143,7 @@ def test_the_process_keeps_its_number_of_threads_for_computing(cache_dir: Path) 
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() == 1, reason="a single core always computes alone")
 def test_a_process_that_has_not_computed_yet_keeps_its_number_of_threads() -> None:
     program = (

@@ -199,6 +199,7 @@ def test_s3_takes_credentials_from_a_file(
     )
 
 
+@pytest.mark.slow
 def test_gs_gives_what_the_disk_gives(
     folder: Path, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_gs_gives_what_the_disk_gives(
             assert_same_as_local(f"gs://{BUCKET}/{paths[form]}", folder / paths[form])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain.zarr", "x.n5", "pre"])
 def test_a_prefix_of_neuroglancer_chooses_the_format(
     http: str, folder: Path, paths: dict[str, str], form: str
@@ -258,6 +260,7 @@ def test_a_host_that_is_not_there_is_named_soon(url: str) -> None:
     assert time.monotonic() - begin < locations.TIMEOUT_S
 
 
+@pytest.mark.slow
 def test_a_source_that_vanishes_is_named(
     folder: Path, paths: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +335,7 @@ def save_datalist(folder: Path, **sections: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_datalist_takes_urls(
     http: str, folder: Path, paths: dict[str, str], tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ class Failing(Dataset[int]):
             raise InputError("labels 'a: b' are at fault.") from error
 
 
+@pytest.mark.slow
 def test_a_workers_mistake_is_its_sentence() -> None:
     loader = DataLoader(Failing(), num_workers=1, multiprocessing_context="spawn")
     with pytest.raises(InputError) as caught:
@@ -74,6 +75,7 @@ def test_only_a_mistake_ends_the_process_without_a_traceback(
     assert ("Traceback" in done.stderr) == traceback
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_sentence_and_keeps_the_status_of_its_signal() -> None:
     code = "from custom.preflight import begin; begin(); raise KeyboardInterrupt"
     done = subprocess.run(
@@ -83,6 +85,7 @@ def test_ctrl_c_is_one_sentence_and_keeps_the_status_of_its_signal() -> None:
     assert done.stderr.strip() == "interrupted; the same command takes the run up again"
 
 
+@pytest.mark.slow
 def test_the_running_configuration_has_the_overrides(tmp_path: Path) -> None:
     config = {
         "imports": ["$from custom.preflight import running_config"],

@@ -319,6 +319,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     says(refused("preprocessing", data), [str(data / "cache"), "0.0 GB left", "choose another"])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_in_a_sentence_and_the_same_command_goes_on(
     data: Path,
 ) -> None:

@@ -13,6 +13,8 @@ from custom.features.pca import BASIS_FILE
 from custom.volumes import create_ome_zarr_array, open_volume
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 STAGES = {
     "backbone": {
         "model_type": "dinov3_convnext",

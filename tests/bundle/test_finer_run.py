@@ -10,6 +10,8 @@ import pytest
 from custom.volumes import create_ome_zarr_array, open_volume
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 FINE = (16.0, 8.0, 8.0)
 
 

@@ -13,6 +13,8 @@ import zarr
 from custom.features.pca import BASIS_FILE, read_basis
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 CHANGES = {"features#pca": 5}
 NETWORK = {"token_channels": 5, "learned_upsampling_steps": 2}
 

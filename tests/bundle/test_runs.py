@@ -246,6 +246,7 @@ def test_a_finished_training_is_left_alone(project: Path, caplog: pytest.LogCapt
     assert "trained for 2 epochs already; raise epochs (2)" in caplog.text
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_along_the_schedule_of_the_new_length(project: Path) -> None:
     before = history(project)
     tiny.run("training", project, epochs=5)
@@ -288,6 +289,7 @@ def test_workers_give_the_same_training(
         np.testing.assert_allclose(with_worker, alone, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_training_on_cached_targets_is_the_one_on_computed_ones(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from custom.features.cache import open_cache
 from custom.volumes import create_ome_zarr_array, open_volume
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 SIZE = (12, 20, 16)
 
 

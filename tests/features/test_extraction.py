@@ -39,7 +39,7 @@ VIT_SETTINGS = {"pixels_per_voxel": [1.5, 2, 1], "window": 16, "overlap": 4, "dt
 class PatchMeans(nn.Module):
     """Stands in for a backbone: mean of the patch, mean of the window, place in the window."""
 
-    patch_size, channels, layers, digest, name = 4, 3, (1,), "means", "means"
+    patch_size, channels, own_channels, layers, digest, name = 4, 3, 3, (1,), "means", "means"
     image_mean, image_std = (0.3, 0.3, 0.3), (0.2, 0.2, 0.2)
     basis = None
 
