@@ -41,6 +41,8 @@ from tests.features.guided import HUBCONF, write_hub
 from tests.test_datasets import VIT
 from tests.test_preprocessing import assert_same_arrays
 
+pytestmark = pytest.mark.slow
+
 VIT_8 = {**VIT, "seed": 3}
 CONVNEXT = {
     "model_type": "dinov3_convnext",

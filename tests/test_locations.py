@@ -150,6 +150,7 @@ def assert_same_as_local(url: str, local: Path) -> None:
         np.testing.assert_array_equal(volume.read(roi), VALUES[roi.to_slices()], strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_http_gives_what_the_disk_gives(
     http: str, folder: Path, paths: dict[str, str], form: str

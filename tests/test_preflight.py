@@ -54,6 +54,7 @@ def test_a_workers_mistake_is_its_sentence() -> None:
     assert str(caught.value) == "labels 'a: b' are at fault."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "last", "traceback"),
     [

@@ -130,14 +130,15 @@ def test_inference_again_replaces_its_own_result(project: Path) -> None:
 # --- from any folder ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cwd", "bundle_root", "flags", "installed"),
     [
         pytest.param("/", str(BUNDLE), [], False, id="from /"),
-        pytest.param("/", str(BUNDLE), [], True, id="from /, installed", marks=pytest.mark.slow),
-        pytest.param(str(ROOT), "bundle", [], False, id="from the root", marks=pytest.mark.slow),
-        pytest.param(str(BUNDLE), ".", [], False, id="from bundle", marks=pytest.mark.slow),
-        pytest.param(str(BUNDLE), ".", ["-P"], False, id="-P", marks=pytest.mark.slow),
+        pytest.param("/", str(BUNDLE), [], True, id="from /, installed"),
+        pytest.param(str(ROOT), "bundle", [], False, id="from the root"),
+        pytest.param(str(BUNDLE), ".", [], False, id="from bundle"),
+        pytest.param(str(BUNDLE), ".", ["-P"], False, id="-P"),
     ],
 )
 def test_all_four_runs_work_from_any_folder(
