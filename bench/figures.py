@@ -1,7 +1,13 @@
-"""One measured number, and how a list of them is shown."""
+"""One measured number, and how a list of them is shown and kept."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from custom.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -23,3 +29,14 @@ def table(figures: Sequence[Figure]) -> str:
     """Figures as aligned text."""
     widest = max(len(figure.name) for figure in figures)
     return "\n".join(f"{f.name:<{widest}}  {f.value:>10.3f} {f.unit}" for f in figures)
+
+
+def publish(path: Path, setting: Mapping[str, Any], figures: Sequence[Figure]) -> None:
+    """Write figures, with what they were measured on and when, and print them."""
+    results = {
+        **setting,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "figures": [asdict(figure) for figure in figures],
+    }
+    write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+    print(f"\n{table(figures)}\n\nWritten to {path}")

@@ -3,13 +3,10 @@
 python -m bench.gpu [--compile True]
 """
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ import torch
 from funlib.geometry import Roi
 from numpy.typing import NDArray
 
-from bench.figures import Figure, table
+from bench.figures import Figure, publish
 from bench.run import machine
 from custom.features.backbone import Backbone
 from custom.features.extraction import PlaneExtraction, RawBox
@@ -81,17 +78,12 @@ def bench(compile: bool = False) -> None:
     if not torch.cuda.is_available():
         sys.exit("bench.gpu needs a GPU with CUDA, and torch finds none here.")
     figures = gpu_figures(Setting(compile=compile))
-    results = {
+    setting = {
         "machine": {**machine(), "gpu": torch.cuda.get_device_name()},
         "versions": {p: version(p) for p in ("emseg", "torch", "transformers")},
         "compile": compile,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "figures": [asdict(figure) for figure in figures],
     }
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(part, RESULTS)
-    print(f"\n{table(figures)}\n\nWritten to {RESULTS}")
+    publish(RESULTS, setting, figures)
 
 
 def gpu_figures(setting: Setting) -> list[Figure]:

@@ -10,15 +10,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import fire
 
 from bench.features import VIT_S, Setting, feature_figures
-from bench.figures import Figure, table
+from bench.figures import Figure, publish
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results.json"
@@ -39,20 +37,15 @@ def bench(reuse: str | None = None, data: str | None = None, backbone: str | Non
     with tempfile.TemporaryDirectory() as fresh:
         folder = Path(os.path.abspath(reuse)) if reuse else Path(fresh) / "demo"
         figures = demo_figures(folder) + feature_figures(setting, Path(fresh) / "features")
-    results = {
+    measured_on = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "features_of": {
             "data": Path(data).name if data else "synthetic",
             "backbone": Path(backbone).name if backbone else "random DINOv3 ViT-S",
         },
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "figures": [asdict(figure) for figure in figures],
     }
-    part = RESULTS.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(part, RESULTS)
-    print(f"\n{table(figures)}\n\nWritten to {RESULTS}")
+    publish(RESULTS, measured_on, figures)
 
 
 def demo_figures(folder: Path) -> list[Figure]:
