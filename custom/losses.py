@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from custom.channels import LSD_CHANNELS_3D, ChannelLayout
+from custom.channels import ChannelLayout
 
 
 class BoundaryWeightedAffinityLoss(nn.Module):
@@ -21,28 +21,26 @@ class BoundaryWeightedAffinityLoss(nn.Module):
     Computed in float32, or in float64 for float64 predictions.
 
     Args:
-        num_affinities: K, number of affinity offsets.
-        num_lsds: L, 10, or 0 for affinities alone.
+        layout: of the channels; affinities, with or without LSDs.
         lsd_weight: factor of the LSD term.
 
     Attributes:
         components: the terms of the last call, unweighted and detached: ``affinity``, ``lsd``.
 
     Raises:
-        ValueError: a count or the weight is out of range; on call, prediction and target do not
+        ValueError: the weight is negative; on call, prediction and target do not
             have the channels of ``ChannelLayout`` or do not match.
     """
 
     def __init__(
         self,
-        num_affinities: int,
-        num_lsds: int = LSD_CHANNELS_3D,
+        layout: ChannelLayout,
         lsd_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if lsd_weight < 0:
             raise ValueError(f"lsd_weight must not be negative, got {lsd_weight}")
-        self.layout = ChannelLayout(num_affinities, num_lsds)
+        self.layout = layout
         self.lsd_weight = lsd_weight
         self.components: dict[str, Tensor] = {}
 

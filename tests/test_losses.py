@@ -82,7 +82,7 @@ SOFTPLUS_1 = math.log1p(math.e)  # cross entropy of logit 1 when the truth is 0
 )
 def test_value_computed_by_hand(num_lsds, logits, target, expected):
     layout = ChannelLayout(len(target["affinity"]), num_lsds)
-    loss = BoundaryWeightedAffinityLoss(layout.num_affinities, num_lsds, lsd_weight=2)
+    loss = BoundaryWeightedAffinityLoss(layout, lsd_weight=2)
     prediction = torch.tensor(logits)[None, :, None, None]
     torch.testing.assert_close(
         loss(prediction, row(layout, **target)), torch.tensor(expected, dtype=torch.float32)
@@ -93,7 +93,7 @@ def test_value_computed_by_hand(num_lsds, logits, target, expected):
 def test_gradient_is_the_derivative(num_lsds):
     layout = ChannelLayout(3, num_lsds)
     prediction, target = random_batch(layout)
-    loss = BoundaryWeightedAffinityLoss(3, num_lsds, lsd_weight=0.3)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3, num_lsds), lsd_weight=0.3)
     assert torch.autograd.gradcheck(lambda p: loss(p, target), prediction.requires_grad_())
 
 
@@ -110,7 +110,7 @@ def test_masked_voxels_contribute_exactly_nothing(poison):
     )
     assert masked.any()
     assert not masked.all()
-    loss = BoundaryWeightedAffinityLoss(3)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3))
     poisoned = torch.where(masked, poison, prediction).requires_grad_()
     value = loss(poisoned, target)
     value.backward()
@@ -126,7 +126,7 @@ def test_targets_of_masked_voxels_do_not_matter():
     poisoned[:, layout.affinities][target[:, layout.valid] == 0] = nan
     outside = (target[:, layout.lsd_mask] == 0).expand(-1, 10, -1, -1, -1)
     poisoned[:, layout.lsds][outside] = nan
-    loss = BoundaryWeightedAffinityLoss(3)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3))
     assert loss(prediction, poisoned) == loss(prediction, target)
 
 
@@ -136,7 +136,9 @@ def test_an_all_masked_batch_is_zero_with_zero_gradient(num_lsds):
     prediction, target = random_batch(layout)
     target[:, layout.valid] = 0
     target[:, layout.lsd_mask] = 0
-    value = BoundaryWeightedAffinityLoss(2, num_lsds)(prediction.requires_grad_(), target)
+    value = BoundaryWeightedAffinityLoss(ChannelLayout(2, num_lsds))(
+        prediction.requires_grad_(), target
+    )
     value.backward()
     assert value == 0
     assert (prediction.grad == 0).all()
@@ -146,7 +148,7 @@ def test_half_precision_is_computed_in_float32():
     layout = ChannelLayout(3)
     prediction, target = random_batch(layout)
     prediction = prediction.to(torch.bfloat16)
-    loss = BoundaryWeightedAffinityLoss(3)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3))
     with torch.autocast("cpu", torch.bfloat16):
         value = loss(prediction, target.half())
     assert value.dtype == torch.float32
@@ -156,7 +158,7 @@ def test_half_precision_is_computed_in_float32():
 def test_the_loss_is_the_weighted_sum_of_its_components():
     layout = ChannelLayout(3)
     prediction, target = random_batch(layout)
-    loss = BoundaryWeightedAffinityLoss(3, lsd_weight=0.5)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3), lsd_weight=0.5)
     value = loss(prediction.requires_grad_(), target)
     parts = loss.components
     assert set(parts) == {"affinity", "lsd"}
@@ -171,7 +173,7 @@ def test_a_perfect_prediction_costs_next_to_nothing():
     prediction = torch.cat(
         [40 * (2 * target[:, layout.affinities] - 1), torch.logit(target[:, layout.lsds])], dim=1
     )
-    assert BoundaryWeightedAffinityLoss(3)(prediction, target) < 1e-9
+    assert BoundaryWeightedAffinityLoss(ChannelLayout(3))(prediction, target) < 1e-9
 
 
 def test_large_logits_stay_finite():
@@ -179,13 +181,15 @@ def test_large_logits_stay_finite():
     target = row(layout, affinity=[[0.0, 1.0]], valid=[[1.0, 1.0]], weight=[1.0, 1.0])
     prediction = torch.tensor([1000.0, 1000.0]).reshape(1, 1, 1, 1, 2)
     expected = softplus(torch.tensor(1000.0)) / 2
-    torch.testing.assert_close(BoundaryWeightedAffinityLoss(1, 0)(prediction, target), expected)
+    torch.testing.assert_close(
+        BoundaryWeightedAffinityLoss(ChannelLayout(1, 0))(prediction, target), expected
+    )
 
 
 def test_rejects_shapes_that_do_not_match():
     layout = ChannelLayout(3)
     prediction, target = random_batch(layout)
-    loss = BoundaryWeightedAffinityLoss(3)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3))
     for wrong in ((prediction[:, 1:], target), (prediction, target[:, 1:])):
         with pytest.raises(ValueError, match=r"prediction must be \(B, 13, .* got .* and "):
             loss(*wrong)
@@ -196,4 +200,4 @@ def test_rejects_shapes_that_do_not_match():
 
 def test_rejects_a_negative_weight():
     with pytest.raises(ValueError, match="lsd_weight must not be negative"):
-        BoundaryWeightedAffinityLoss(3, lsd_weight=-1)
+        BoundaryWeightedAffinityLoss(ChannelLayout(3), lsd_weight=-1)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.losses import BoundaryWeightedAffinityLoss
 from custom.targets.boundary_weights import boundary_weights
@@ -105,7 +106,7 @@ def test_labels_that_the_mask_hides_do_not_change_the_affinity_loss(power):
     hidden = {**given, "labels": given["labels"].masked_fill(~given["mask"], 99)}
     transform = LabelsToTargetsd(OFFSETS, None, power)
     prediction = torch.randn(1, 3, *INNER, generator=torch.Generator().manual_seed(0))
-    loss = BoundaryWeightedAffinityLoss(3, 0)
+    loss = BoundaryWeightedAffinityLoss(ChannelLayout(3, 0))
     one, other = (loss(prediction, transform(s)["label"][None]) for s in (given, hidden))
     torch.testing.assert_close(one, other)
     shown = {**given, "labels": given["labels"].masked_fill(given["mask"], 99)}

@@ -125,7 +125,6 @@ def test_a_network_with_other_channels_is_noticed() -> None:
             config_file=str(CONFIGS / "train.json"),
             device="cpu",
             n=4,
-            lsd_sigma_nm=None,
             **{"network_def#network#out_channels": 18},
         )
 
@@ -174,8 +173,12 @@ def test_load_gives_the_network_with_the_weights_of_a_shared_bundle(
     [
         "backbone",
         "features",
+        "output_type",
+        "dimensions",
+        "num_classes",
         "affinity_offsets",
         "lsd_sigma_nm",
+        "channels",
         "use_raw",
         "token_channels",
         "fused_channels",
@@ -199,7 +202,7 @@ def test_load_gives_the_network_with_the_weights_of_a_shared_bundle(
 def test_configurations_that_have_a_key_agree_on_it(key: str) -> None:
     names = ("preprocess", "train", "inference", "evaluate")
     found = {name: read(name)[key] for name in names if key in read(name)}
-    if key in ("affinity_offsets", "lsd_sigma_nm", "network_def"):
+    if key in ("output_type", "affinity_offsets", "lsd_sigma_nm", "channels", "network_def"):
         assert set(found) == {"train", "inference"}
     if key in ("backbone", "features"):
         assert set(found) == {"preprocess", "train", "inference"}
