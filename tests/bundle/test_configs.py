@@ -17,18 +17,16 @@ from custom.channels import ChannelLayout
 from custom.datalist import parse_datalist
 from custom.errors import InputError
 from tests.bundle import tiny
+from tests.bundle.overlays import EXPERIMENTS, FOLDER, RECIPES, config, content, runs_of
 from tests.bundle.tiny import BUNDLE, CONFIGS
 
 SCHEMA = Path(__file__).resolve().parents[1] / "data" / "meta_schema_minimal.json"
-OVERLAYS = sorted((CONFIGS / "experiments").glob("*.json"))
 LSDS = (
     *(f"offset {axis}" for axis in "zyx"),
     *(f"variance {axis}" for axis in "zyx"),
     *(f"correlation {axes}" for axes in ("zy", "zx", "yx")),
     "mass",
 )
-# Configurations that each overlay is laid over by its recipe (scripts/steps.py).
-BASES = ("preprocess", "train", "inference")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -237,14 +235,17 @@ def test_everything_of_ours_waits_for_the_bootstrap(name: str) -> None:
 # --- overlays ---
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_an_overlay_changes_only_what_exists(path: Path) -> None:
-    bases = {name: read(name) for name in BASES}
-    for key in json.loads(path.read_text()):
-        parents = key.split("#")[:-1]
-        assert any(has(base, key) for base in bases.values()), key
+OVERLAID = [(name, run) for name in (*EXPERIMENTS, *RECIPES) for run in runs_of(name)]
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *RECIPES])
+def test_an_overlay_changes_only_what_exists(name: str) -> None:
+    bases = [config(run) for run in runs_of(name)]
+    for key in content(name):
+        parents = key.removeprefix("+").split("#")[:-1]
+        assert any(has(base, key.removeprefix("+")) for base in bases), key
         if parents:  # MONAI fails where the parent of a nested key is missing
-            assert all(has(base, "#".join(parents)) for base in bases.values()), key
+            assert all(has(base, "#".join(parents)) for base in bases), key
 
 
 def has(config: Any, key: str) -> bool:
@@ -259,25 +260,33 @@ def has(config: Any, key: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("base", BASES)
-def test_an_overlay_can_be_laid_over_every_run(path: Path, base: str) -> None:
+@pytest.mark.parametrize(("name", "run"), OVERLAID)
+def test_an_overlay_can_be_laid_over_its_runs(name: str, run: str) -> None:
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / f"{base}.json"), str(path)])
-    for key, value in json.loads(path.read_text()).items():
-        assert parser[key] == value
+    parser.read_config(overlaid(name, run))
+    for key, value in content(name).items():
+        if not key.startswith("+"):
+            assert parser[key] == value
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("base", ["train", "inference"])
-def test_an_overlay_gives_a_network_that_keeps_the_channels(path: Path, base: str) -> None:
-    monai.bundle.verify_net_in_out(
-        net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=[str(CONFIGS / f"{base}.json"), str(path)],
-        device="cpu",
-        n=4,
-    )
+@pytest.mark.parametrize(
+    ("name", "run"), [(n, r) for n, r in OVERLAID if r in ("training", "inference")]
+)
+def test_an_overlay_gives_a_network_with_the_channels_that_it_names(name: str, run: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(overlaid(name, run))
+    parser["amp"] = False
+    network = parser.get_parsed_content("network_def").eval()
+    layout = parser.get_parsed_content("channels")
+    depth = 8 if parser["dimensions"] == 3 else 1
+    with torch.no_grad():
+        logits = network(torch.rand(1, 1, depth, 16, 24))
+    assert logits.shape == (1, layout.num_outputs, depth, 16, 24)
+
+
+def overlaid(name: str, run: str) -> list[str]:
+    """A run's configuration and the overlay."""
+    return [str(CONFIGS / f"{tiny.CONFIG_OF[run]}.json"), str(FOLDER / f"{name}.json")]
 
 
 # --- the example datalist ---
