@@ -13,6 +13,7 @@ from custom.features.cache import CachedVolume
 from custom.features.pool import GIB, bytes_in_memory, pooled
 from custom.loaders import training_loader
 from custom.preflight import begin
+from custom.targets.settings import target_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 10
@@ -45,7 +46,9 @@ def load_epochs(volume: str, copy: str, crop: int, samples: int) -> None:
     begin()
     paths = [CachedVolume(path) for path in (volume, copy)]
     volumes = pooled(paths, 1.5 * bytes_in_memory(paths[0]) / GIB)
-    dataset = CropDataset(volumes, (crop,) * 3, [(9, 9, 9)], 80.0, num_samples=samples)
+    dataset = CropDataset(
+        volumes, (crop,) * 3, target_settings([(9, 9, 9)], 80.0), num_samples=samples
+    )
     sampler = CropSampler(dataset)
     loader = training_loader(dataset, 1, sampler, THREADS, "threads")
     for epoch in range(1, EPOCHS + 1):

@@ -55,8 +55,7 @@ def update_targets(
         The volumes whose targets were computed.
     """
     labelled = [f for f in volumes_in(cache_dir) if "gt" in read_json(f.metadata).get("arrays", {})]
-    wanted = settings.to_json()
-    old = [files for files in labelled if read_json(files.metadata).get("targets") != wanted]
+    old = [files for files in labelled if not _has_targets(files, settings)]
     for files in labelled:
         if files not in old:
             remove_target_leftovers(files)
@@ -113,6 +112,17 @@ def stored_targets(volume: FeatureVolume, roi: Roi) -> dict[str, Tensor]:
         "target": torch.from_numpy(target),
         "boundary_weights": torch.from_numpy(weights.astype(np.float32))[None],
     }
+
+
+def _has_targets(files: VolumeFiles, settings: TargetSettings) -> bool:
+    """Whether a volume's targets are these; settings that earlier versions had not are defaults."""
+    found = read_json(files.metadata).get("targets")
+    if found is None:
+        return False
+    try:
+        return not parse_target_settings(found).difference(settings)
+    except InputError:  # of a later version
+        return False
 
 
 def _write(files: VolumeFiles, volume: CachedVolume, settings: TargetSettings, bar: Any) -> None:

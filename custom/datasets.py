@@ -47,8 +47,7 @@ class CropDataset(Dataset[Sample]):
     Args:
         volumes: with labels, from ``training_volumes``.
         crop_size: (D, H, W) of a crop.
-        affinity_offsets: offsets of the targets, for the halo.
-        lsd_sigma_nm: sigma of the LSDs in nm, for the halo; None without LSDs.
+        targets: settings of the targets, for the halo, and that ``cached_targets`` must have.
         num_samples: samples per epoch.
         seed: of all draws.
         min_labelled: smallest fraction of voxels where labels count.
@@ -56,7 +55,6 @@ class CropDataset(Dataset[Sample]):
         transform: applied to every sample; its random state is seeded per sample.
         cached_targets: read targets from the cache: a sample has ``target`` and
             ``boundary_weights`` too (``stored_targets``), its halo is as wide as the offsets.
-        targets: that ``cached_targets`` must be.
         use_raw: read raw; False for networks on features alone: ``image`` is 0 then.
         feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
 
@@ -69,22 +67,18 @@ class CropDataset(Dataset[Sample]):
         self,
         volumes: Sequence[FeatureVolume],
         crop_size: Sequence[int],
-        affinity_offsets: Sequence[Sequence[int]],
-        lsd_sigma_nm: float | None,
+        targets: TargetSettings,
         num_samples: int,
         seed: int = 0,
         min_labelled: float = 0.1,
         use_tokens: bool = True,
         transform: Transform | None = None,
         cached_targets: bool = False,
-        targets: TargetSettings | None = None,
         use_raw: bool = True,
         feature_dtype: str | None = None,
     ) -> None:
         self.cached_targets = flag(cached_targets, "cached_targets")
         if cached_targets:
-            if targets is None:
-                raise ValueError("cached_targets must be told which targets they have to be")
             refuse_other_targets(volumes, targets)
         if feature_dtype not in FEATURE_DTYPES:
             raise InputError(
@@ -99,8 +93,7 @@ class CropDataset(Dataset[Sample]):
             )
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
-        sigma = None if cached_targets else lsd_sigma_nm
-        self.halos = [target_halo(affinity_offsets, sigma, v.voxel_size_nm) for v in self.volumes]
+        self.halos = [target_halo(targets, v.voxel_size_nm, cached_targets) for v in self.volumes]
         self.num_samples = num_samples
         self.seed = seed
         self.min_labelled = min_labelled

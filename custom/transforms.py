@@ -8,12 +8,11 @@ import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
-from custom.channels import ChannelLayout
-from custom.json_fields import per_axis
 from custom.targets.affinities import affinities, valid_affinities
 from custom.targets.blocks import restored
-from custom.targets.boundary_weights import boundary_weights
-from custom.targets.lsds import local_shape_descriptors
+from custom.targets.halo import affinity_reach
+from custom.targets.parts import lsd_part, weight_part
+from custom.targets.settings import TargetSettings
 
 Box = tuple[slice, slice, slice]
 
@@ -31,28 +30,12 @@ class LabelsToTargetsd(Transform):
     cache, these are taken instead of computed; a halo as wide as the offsets is enough then.
 
     Args:
-        affinity_offsets: K offsets, voxels, zyx.
-        lsd_sigma_nm: sigma of the LSDs in nm; None for affinities alone.
-        lsd_downsample: as in ``local_shape_descriptors``.
-        boundary_power: weights are ``1 / (1 + distance) ** boundary_power``, the distance to the
-            nearest boundary inside the halo; 0 weighs all voxels alike.
-
-    Raises:
-        InputError: ``lsd_downsample`` is not one or three whole numbers from 1 on.
+        targets: settings of the targets.
     """
 
-    def __init__(
-        self,
-        affinity_offsets: Sequence[Sequence[int]],
-        lsd_sigma_nm: float | None,
-        boundary_power: float = 1.0,
-        lsd_downsample: int | Sequence[int] = 1,
-    ) -> None:
-        self.offsets = [(int(z), int(y), int(x)) for z, y, x in affinity_offsets]
-        self.lsd_sigma_nm = lsd_sigma_nm
-        self.boundary_power = boundary_power
-        self.lsd_downsample = per_axis(lsd_downsample, "lsd_downsample")
-        self.layout = ChannelLayout(len(self.offsets), 10 if lsd_sigma_nm else 0)
+    def __init__(self, targets: TargetSettings) -> None:
+        self.targets = targets
+        self.layout = targets.layout
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace labels and mask by the target tensor."""
@@ -77,9 +60,10 @@ class LabelsToTargetsd(Transform):
         weights: NDArray[np.float32],
     ) -> NDArray[np.float32]:
         target = np.empty((self.layout.num_targets, *labels[inner].shape), dtype=np.float32)
-        near, part = _neighbourhood(inner, self.offsets, labels.shape)
+        near, part = _neighbourhood(inner, affinity_reach(self.targets), labels.shape)
+        valid = valid_affinities(mask[near], self.targets.affinity_offsets)
         target[: self.layout.num_outputs] = restored(stored)
-        target[self.layout.valid] = valid_affinities(mask[near], self.offsets)[:, *part]
+        target[self.layout.valid] = valid[:, *part]
         target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
         target[self.layout.weight] = weights
         return target
@@ -92,21 +76,15 @@ class LabelsToTargetsd(Transform):
         voxel_size_nm: tuple[float, ...],
     ) -> NDArray[np.float32]:
         shape = labels[inner].shape
-        target = np.ones((self.layout.num_targets, *shape), dtype=np.float32)
-        near, part = _neighbourhood(inner, self.offsets, labels.shape)
-        affinity, valid = affinities(labels[near], self.offsets, mask=mask[near])
+        target = np.empty((self.layout.num_targets, *shape), dtype=np.float32)
+        near, part = _neighbourhood(inner, affinity_reach(self.targets), labels.shape)
+        affinity, valid = affinities(labels[near], self.targets.affinity_offsets, mask=mask[near])
         target[self.layout.affinities] = affinity[:, *part]
         target[self.layout.valid] = valid[:, *part]
         target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
-        if self.lsd_sigma_nm:
-            target[self.layout.lsds] = local_shape_descriptors(
-                labels, self.lsd_sigma_nm, voxel_size_nm, inner, self.lsd_downsample
-            )
-        if self.boundary_power:
-            weights = boundary_weights(
-                labels, power=self.boundary_power, voxel_size=voxel_size_nm, mask=mask
-            )
-            target[self.layout.weight] = weights[inner]
+        if self.layout.num_lsds:
+            target[self.layout.lsds] = lsd_part(labels, voxel_size_nm, self.targets, inner)
+        target[self.layout.weight] = weight_part(labels, mask, voxel_size_nm, self.targets)[inner]
         return target
 
 
@@ -116,14 +94,11 @@ def _inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:
     return z, y, x
 
 
-def _neighbourhood(
-    inner: Box, offsets: Sequence[Sequence[int]], shape: Sequence[int]
-) -> tuple[Box, Box]:
-    """The part of an array that the affinities in ``inner`` depend on, and ``inner`` in it."""
+def _neighbourhood(inner: Box, reach: Sequence[int], shape: Sequence[int]) -> tuple[Box, Box]:
+    """The part of an array within ``reach`` of ``inner``, and ``inner`` in it."""
     near, part = [], []
-    for axis, box in enumerate(inner):
-        reach = max(abs(offset[axis]) for offset in offsets)
-        start = max(0, box.start - reach)
-        near.append(slice(start, min(shape[axis], box.stop + reach)))
+    for box, distance, size in zip(inner, reach, shape, strict=True):
+        start = max(0, box.start - distance)
+        near.append(slice(start, min(size, box.stop + distance)))
         part.append(slice(box.start - start, box.stop - start))
     return (near[0], near[1], near[2]), (part[0], part[1], part[2])

@@ -11,6 +11,7 @@ from custom.augmentation import RandOrientationd, orient
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, upsample
 from custom.planes import NORMAL_AXIS, PLANES
+from custom.targets.settings import target_settings
 from custom.transforms import LabelsToTargetsd
 
 KEYS = ("image", "labels", "mask")
@@ -242,7 +243,7 @@ def test_targets_of_an_oriented_sample_are_those_of_the_oriented_labels(
         "mask": mask,
         "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
     }
-    to_targets = LabelsToTargetsd([(1, 0, 0), (0, -2, 0), (0, 1, 3)], lsd_sigma_nm=4.0)
+    to_targets = LabelsToTargetsd(target_settings([(1, 0, 0), (0, -2, 0), (0, 1, 3)], 4.0))
     found = to_targets(orient(sample, KEYS, axes, flips))["label"]
     fresh = {**sample, "labels": moved(labels, axes, flips), "mask": moved(mask, axes, flips)}
     assert torch.equal(found, to_targets(fresh)["label"])

@@ -246,17 +246,16 @@ def crops(cache_dir: Path, symmetry: str = "none", cached: bool = True, **settin
         "boundary_power": 1.5,
         **settings,
     }
+    targets = target_settings(**wanted)
     return CropDataset(
         [v for v in open_cache(cache_dir) if v.has_labels],
         CROP,
-        wanted["affinity_offsets"],
-        wanted["lsd_sigma_nm"],
+        targets,
         num_samples=12,
         transform=Compose(
-            [RandOrientationd(("image", "labels", "mask"), symmetry), LabelsToTargetsd(**wanted)]
+            [RandOrientationd(("image", "labels", "mask"), symmetry), LabelsToTargetsd(targets)]
         ),
         cached_targets=cached,
-        targets=target_settings(**wanted),
     )
 
 
@@ -280,7 +279,7 @@ def test_samples_with_cached_targets_equal_those_with_computed_ones(cache_dir: P
 
 def test_reading_targets_computes_none(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update(cache_dir)
-    for name in ("affinities", "boundary_weights", "local_shape_descriptors"):
+    for name in ("affinities", "lsd_part", "weight_part"):
         monkeypatch.setattr(f"custom.transforms.{name}", None)
     assert crops(cache_dir)[3]["label"].shape == (SETTINGS.layout.num_targets, *CROP)
 
@@ -301,7 +300,7 @@ def test_a_volume_without_labels_is_no_matter_of_targets(cache_dir: Path) -> Non
     update(cache_dir)
     with pytest.raises(InputError, match="training volume 'cube1' has no labels"):
         volumes = open_cache(cache_dir)
-        CropDataset(volumes, CROP, OFFSETS, None, 1, cached_targets=True, targets=SETTINGS)
+        CropDataset(volumes, CROP, SETTINGS, 1, cached_targets=True)
 
 
 @pytest.mark.parametrize("symmetry", ["auto", "box"])

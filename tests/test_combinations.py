@@ -236,8 +236,8 @@ def test_crops_are_the_whole_volume_cropped(project: Project) -> None:
     volume, live = project.cached(), project.live()
     features = voxelwise(whole(volume))
     size = [min(5, n) for n in volume.shape]
-    crops = CropDataset([volume], size, OFFSETS, SIGMA_NM, 3, min_labelled=0.01)
-    others = CropDataset([live], size, OFFSETS, SIGMA_NM, 3, min_labelled=0.01)
+    crops = CropDataset([volume], size, TARGETS, 3, min_labelled=0.01)
+    others = CropDataset([live], size, TARGETS, 3, min_labelled=0.01)
     for number in range(3):
         sample = crops[number]
         assert_close(others[number], sample, rounding(volume))
@@ -253,10 +253,9 @@ def test_threads_and_a_pool_give_the_samples_of_the_cache(project: Project) -> N
     def samples(pool_gib: float, workers: int) -> list[Sample]:
         dataset = CropDataset(
             pooled(volumes, pool_gib),
-            *(size, OFFSETS, SIGMA_NM, 6),
+            *(size, TARGETS, 6),
             min_labelled=0.01,
             cached_targets=True,
-            targets=TARGETS,
             feature_dtype="float32",
         )
         return list(training_loader(dataset, 2, CropSampler(dataset), workers, "threads"))

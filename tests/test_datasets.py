@@ -22,6 +22,7 @@ from custom.networks.fusion import TokenFusion
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.targets.halo import target_halo
+from custom.targets.settings import target_settings
 from custom.transforms import LabelsToTargetsd
 from custom.volume_datasets import (
     CachedVolumeDataset,
@@ -44,6 +45,7 @@ VOXEL_SIZE = [8.0, 4.0, 5.5]
 OFFSETS = [(1, 0, 0), (0, -2, 0), (0, 0, 3)]
 SIGMA_NM = 4.0
 CROP = (6, 8, 7)
+TARGETS = target_settings(OFFSETS, SIGMA_NM)
 
 
 def write_datalist(folder: Path) -> Path:
@@ -92,8 +94,7 @@ def cache_dir(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def crops(cache_dir: Path, section: str = "training", **changes: Any) -> CropDataset:
     arguments: dict[str, Any] = {
         "crop_size": CROP,
-        "affinity_offsets": OFFSETS,
-        "lsd_sigma_nm": SIGMA_NM,
+        "targets": TARGETS,
         "num_samples": 6,
         **changes,
     }
@@ -107,7 +108,7 @@ def transform() -> Compose:
             RandOrientationd(("image", "labels", "mask"), "box"),
             RandScaleIntensityd("image", factors=0.1, prob=0.5),
             RandShiftIntensityd("image", offsets=0.1, prob=0.5),
-            LabelsToTargetsd(OFFSETS, SIGMA_NM),
+            LabelsToTargetsd(TARGETS),
         ]
     )
 
@@ -188,7 +189,7 @@ class TestCrops:
     def test_a_sample_is_a_crop_with_the_halo_its_targets_need(
         self, datalist: Path, cache_dir: Path
     ) -> None:
-        dataset, halo = crops(cache_dir), target_halo(OFFSETS, SIGMA_NM, VOXEL_SIZE)
+        dataset, halo = crops(cache_dir), target_halo(TARGETS, VOXEL_SIZE)
         volume = dataset.volumes[0]
         dataset.volumes, dataset.shares = dataset.volumes[:1], np.ones(1)
         whole = CachedVolumeDataset([volume])[0]
@@ -329,7 +330,7 @@ def train(dataset: Numbers, epochs: Sequence[int]) -> list[int]:
 
 
 def test_epochs_go_on_where_the_last_one_ended_and_so_does_a_resumed_run(cache_dir: Path) -> None:
-    dataset = Numbers(open_cache(cache_dir, "training"), CROP, OFFSETS, None, num_samples=6)
+    dataset = Numbers(open_cache(cache_dir, "training"), CROP, TARGETS, num_samples=6)
     uninterrupted = train(dataset, (1, 2, 3))
     assert uninterrupted == list(range(18))
     assert train(dataset, (1,)) + train(dataset, (2, 3)) == uninterrupted

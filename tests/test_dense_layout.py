@@ -26,6 +26,7 @@ from custom.mirroring import mirror_tokens
 from custom.networks.fusion import TokenFusion, TokenUNet
 from custom.planes import PLANES, upsample_batch
 from custom.preprocessing import Preprocessor
+from custom.targets.settings import target_settings
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from tests.features.guided import write_hub
 from tests.test_datasets import (
@@ -91,7 +92,7 @@ def expected_features(datalist: Path, volume: CachedVolume, features: dict[str, 
 
 
 def crops(volumes: Any, **changes: Any) -> CropDataset:
-    return CropDataset(volumes, CROP, OFFSETS, SIGMA_NM, num_samples=4, **changes)
+    return CropDataset(volumes, CROP, target_settings(OFFSETS, SIGMA_NM), num_samples=4, **changes)
 
 
 # --- preprocessing ---

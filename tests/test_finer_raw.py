@@ -22,6 +22,7 @@ from custom.live import LiveVolume, live_volumes
 from custom.output import warn_of_scale
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.targets.settings import target_settings
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from custom.volumes import create_ome_zarr_array
 from tests.features.test_extraction import PatchMeans, spec_of
@@ -166,7 +167,9 @@ def test_a_roi_sees_what_the_whole_volume_sees_there(datalist: Path) -> None:
 
 def test_training_draws_crops_with_labels(datalist: Path, cache_dir: Path) -> None:
     for volumes in (open_cache(cache_dir), live(datalist)):
-        sample = CropDataset(volumes, (4, 6, 5), [(1, 0, 0)], 8.0, num_samples=2)[1]
+        sample = CropDataset(volumes, (4, 6, 5), target_settings([(1, 0, 0)], 8.0), num_samples=2)[
+            1
+        ]
         assert sample["image"].shape == (1, 4, 6, 5)
         assert sample["voxel_size_nm"].tolist() == list(COARSE)
 

@@ -19,6 +19,7 @@ from custom.loaders import training_loader
 from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.targets.settings import target_settings
 from custom.training import training_volumes
 from custom.volume_datasets import CachedVolumeDataset
 from tests.test_datasets import (
@@ -53,7 +54,7 @@ def live(datalist: Path, section: str = "training") -> list[LiveVolume]:
 
 
 def crops(volumes: object) -> CropDataset:
-    return CropDataset(volumes, CROP, OFFSETS, SIGMA_NM, num_samples=6)  # type: ignore[arg-type]
+    return CropDataset(volumes, CROP, target_settings(OFFSETS, SIGMA_NM), num_samples=6)  # type: ignore[arg-type]
 
 
 def dense_features(sample: dict[str, torch.Tensor], plane: str) -> torch.Tensor:

@@ -18,6 +18,7 @@ from custom.errors import InputError
 from custom.features.cache import open_cache
 from custom.features.cache_files import VolumeFiles
 from custom.loaders import BATCHES_AHEAD, training_loader
+from custom.targets.settings import target_settings
 from custom.transforms import LabelsToTargetsd
 from tests.conftest import ROOT
 from tests.features.cached import request, write
@@ -45,11 +46,13 @@ def crops(cache_dir: Path, num_samples: int = 24) -> CropDataset:
             RandOrientationd(("image", "labels", "mask"), "box"),
             RandScaleIntensityd("image", factors=0.1, prob=0.5),
             RandShiftIntensityd("image", offsets=0.1, prob=0.5),
-            LabelsToTargetsd(OFFSETS, SIGMA_NM),
+            LabelsToTargetsd(target_settings(OFFSETS, SIGMA_NM)),
         ]
     )
     volumes = open_cache(cache_dir, "training")
-    return CropDataset(volumes, CROP, OFFSETS, SIGMA_NM, num_samples, transform=transform)
+    return CropDataset(
+        volumes, CROP, target_settings(OFFSETS, SIGMA_NM), num_samples, transform=transform
+    )
 
 
 def batches(dataset: CropDataset, epochs: int, **loading: Any) -> Iterator[dict[str, Any]]:
@@ -107,7 +110,7 @@ class Slow(CropDataset):
 
 
 def slow(cache_dir: Path, num_samples: int, **settings: Any) -> Slow:
-    dataset = Slow(open_cache(cache_dir), CROP, OFFSETS, None, num_samples)
+    dataset = Slow(open_cache(cache_dir), CROP, target_settings(OFFSETS, None), num_samples)
     vars(dataset).update(asked=[], **settings)
     return dataset
 

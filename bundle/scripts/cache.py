@@ -129,6 +129,8 @@ def update_targets(
     lsd_sigma_nm: float | None = None,
     lsd_downsample: int | list[int] | None = None,
     boundary_power: float | None = None,
+    output_type: str | None = None,
+    dimensions: int | None = None,
 ) -> None:
     """Compute the targets of every labelled volume from its cached labels, or remove them all.
 
@@ -144,8 +146,15 @@ def update_targets(
     """
     folder = Path(str(cache))
     _volumes(cache)
-    given = zip(KEYS, (affinity_offsets, lsd_sigma_nm, lsd_downsample, boundary_power), strict=True)
-    options = {key: value for key, value in given if value is not None}
+    given = {
+        "affinity_offsets": affinity_offsets,
+        "lsd_sigma_nm": lsd_sigma_nm,
+        "lsd_downsample": lsd_downsample,
+        "boundary_power": boundary_power,
+        "output_type": "affinities" if lsd_sigma_nm == 0 and not output_type else output_type,
+        "dimensions": dimensions,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
     if flag(remove, "--remove"):
         if config_file is not None or options:
             raise InputError("--remove removes all targets; it takes no other option")

@@ -12,6 +12,7 @@ from typing import TypeVar
 import tensorstore
 from tqdm import tqdm
 
+from custom.channels import channel_layout
 from custom.errors import InputError
 from custom.features.cache import RUN_PREPROCESSING, CachedVolume
 from custom.features.cache_basis import basis_of
@@ -147,7 +148,7 @@ def _expected(metadata: Json, spec: FeatureSpec) -> dict[str, Json]:
         expected["gt_ids"] = {"dtype": "uint64"}
     targets = metadata.get("targets")
     if targets is not None:
-        channels = len(targets["affinity_offsets"]) + (10 if targets["lsd_sigma_nm"] else 0)
+        channels = _target_channels(targets)
         expected["target"] = {"shape": [channels, *shape], "dtype": "uint8"}
         expected["boundary_weights"] = {"shape": shape, "dtype": "float16"}
     if spec.layout == "dense":
@@ -156,6 +157,14 @@ def _expected(metadata: Json, spec: FeatureSpec) -> dict[str, Json]:
     for plane in spec.planes:
         expected[token_array(plane)] = {"dtype": spec.dtype, "channels": spec.channels}
     return expected
+
+
+def _target_channels(targets: Json) -> int:
+    """Channels of cached targets; earlier versions stored neither output_type nor dimensions."""
+    offsets, sigma = targets["affinity_offsets"], targets["lsd_sigma_nm"]
+    usual = "affinities_lsds" if sigma else "affinities"
+    output_type, dimensions = targets.get("output_type", usual), targets.get("dimensions", 3)
+    return channel_layout(output_type, offsets, sigma, dimensions=dimensions).num_outputs
 
 
 def _array_defects(path: Path, described: Json, expected: Json, on_chunk: OnChunk) -> Iterator[str]:

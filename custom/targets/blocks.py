@@ -1,6 +1,5 @@
 """Targets of a volume block by block, as a cache stores them."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +8,8 @@ from numpy.typing import NDArray
 
 from custom.targets.affinities import affinities
 from custom.targets.boundary_weights import boundary_distance
-from custom.targets.lsds import TRUNCATE, local_shape_descriptors
+from custom.targets.halo import affinity_reach, lsd_reach
+from custom.targets.parts import lsd_part
 from custom.targets.settings import TargetSettings
 
 FULL = 255
@@ -50,7 +50,7 @@ def target_block(
     layout = settings.layout
     target = np.empty((layout.num_outputs, *block.shape), np.uint8)
     target[layout.affinities] = _affinities(read, shape, block, settings) * FULL
-    if settings.lsd_sigma_nm:
+    if layout.num_lsds:
         descriptors = _descriptors(read, shape, block, voxel_size_nm, settings)
         target[layout.lsds] = np.rint(descriptors * FULL)
     weights = _weights(read, shape, block, voxel_size_nm, settings.boundary_power)
@@ -65,8 +65,7 @@ def restored(target: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _affinities(
     read: ReadLabels, shape: Sequence[int], block: Roi, settings: TargetSettings
 ) -> NDArray[np.float32]:
-    reach = [max(abs(offset[a]) for offset in settings.affinity_offsets) for a in range(3)]
-    box = _around(block, reach, shape)
+    box = _around(block, affinity_reach(settings), shape)
     affinity, _ = affinities(read(box)[0], settings.affinity_offsets)
     return affinity[:, *(block - box.offset).to_slices()]
 
@@ -78,17 +77,15 @@ def _descriptors(
     voxel_size_nm: Sequence[float],
     settings: TargetSettings,
 ) -> NDArray[np.float32]:
-    """LSDs (10, D, H, W); where they are sampled, on the lattice of the whole volume."""
-    assert settings.lsd_sigma_nm
+    """LSDs (L, D, H, W); where they are sampled, on the lattice of the whole volume."""
     steps = settings.lsd_downsample
     reach = [
-        math.ceil(TRUNCATE * settings.lsd_sigma_nm / size) + (4 * step if step > 1 else 0)
-        for size, step in zip(voxel_size_nm, steps, strict=True)
+        r + (4 * step if step > 1 else 0)
+        for r, step in zip(lsd_reach(settings, voxel_size_nm), steps, strict=True)
     ]
     box = _around(block, reach, shape, steps)
-    inner = block - box.offset
     labels, _ = read(box)
-    return local_shape_descriptors(labels, settings.lsd_sigma_nm, voxel_size_nm, inner, steps)
+    return lsd_part(labels, voxel_size_nm, settings, block - box.offset)
 
 
 def _weights(

@@ -4,31 +4,48 @@ import math
 from collections.abc import Sequence
 
 from custom.targets.lsds import TRUNCATE
+from custom.targets.settings import TargetSettings
+
+Reach = tuple[int, int, int]
 
 
 def target_halo(
-    offsets: Sequence[Sequence[int]], lsd_sigma_nm: float | None, voxel_size_nm: Sequence[float]
-) -> tuple[int, int, int]:
-    """Voxels around a crop that its affinities and LSDs depend on, in all its orientations.
+    settings: TargetSettings, voxel_size_nm: Sequence[float], cached: bool = False
+) -> Reach:
+    """Voxels around a crop that its targets depend on, in all its orientations.
 
     An affinity depends on the voxel at its offset, an LSD on those within three sigma. Axes along
-    which voxels have the same size may trade places in augmentation, so they have the same halo.
+    which voxels have the same size may trade places in augmentation, so they have the same halo;
+    sections (``dimensions`` 2) stay sections, z has none.
 
     Args:
-        offsets: affinity offsets, voxels, zyx.
-        lsd_sigma_nm: sigma of the LSDs in nm; None without LSDs.
+        settings: of the targets.
         voxel_size_nm: zyx.
+        cached: affinities, LSDs and weights come from a cache; what counts is still computed.
 
     Returns:
         Halo on both sides, voxels, zyx.
     """
-    sigma = lsd_sigma_nm or 0.0
-    reach = [
-        max(math.ceil(TRUNCATE * sigma / size), *(abs(o[axis]) for o in offsets))
-        for axis, size in enumerate(voxel_size_nm)
-    ]
+    reaches = [affinity_reach(settings)]
+    if not cached:
+        reaches.append(lsd_reach(settings, voxel_size_nm))
+    reach = [max(of_axis) for of_axis in zip(*reaches, strict=True)]
+    apart = [settings.dimensions == 2, False, False]
+    places = list(zip(voxel_size_nm, apart, strict=True))
     z, y, x = (
-        max(r for r, other in zip(reach, voxel_size_nm, strict=True) if other == size)
-        for size in voxel_size_nm
+        max(r for r, other in zip(reach, places, strict=True) if other == place) for place in places
     )
     return z, y, x
+
+
+def affinity_reach(settings: TargetSettings) -> Reach:
+    """Voxels that the affinity offsets reach, zyx; 0 without."""
+    z, y, x = (max((abs(o[a]) for o in settings.affinity_offsets), default=0) for a in range(3))
+    return z, y, x
+
+
+def lsd_reach(settings: TargetSettings, voxel_size_nm: Sequence[float]) -> Reach:
+    """Voxels within three sigma, zyx; 0 without LSDs and from one section to the next."""
+    sigma = settings.lsd_sigma_nm or 0.0
+    z, y, x = (math.ceil(TRUNCATE * sigma / size) for size in voxel_size_nm)
+    return (z if settings.dimensions == 3 else 0), y, x

@@ -23,6 +23,9 @@ _MOMENTS = (
     (1, 1, 0), (1, 0, 1), (0, 1, 1),  # covariances zy, zx, yx
 )  # fmt: skip
 
+_SECTION_CHANNELS = [1, 2, 4, 5, 8, 9]  # those of the ten without z
+_NO_EXTENT = 0.1  # voxels; a Gaussian as narrow is the voxel itself
+
 _TILE = (32, 48, 64)  # fastest of those tried, at sigma 8 voxels
 
 _Box = tuple[slice, ...]
@@ -35,7 +38,7 @@ def local_shape_descriptors(
     labels: NDArray[np.integer],
     sigma: float | Sequence[float],
     voxel_size: Sequence[float] = (1, 1, 1),
-    roi: Roi | tuple[slice, slice, slice] | None = None,
+    roi: Roi | Sequence[slice] | None = None,
     downsample: int | Sequence[int] = 1,
 ) -> NDArray[np.float32]:
     """Ten numbers per voxel that describe the part of its object within three sigma.
@@ -78,10 +81,11 @@ def local_shape_descriptors(
     """
     if labels.ndim != 3:
         raise ValueError(f"labels must be 3D (D, H, W), got shape {labels.shape}")
-    sizes = _three_positive(voxel_size, "voxel_size")
-    sigmas = _three_positive(sigma, "sigma")
+    sizes = _positive(voxel_size, "voxel_size", "zyx")
+    sigmas = _positive(sigma, "sigma", "zyx")
     box = _slices(roi, labels.shape)
-    moments_of = _moments_function(labels, sigmas / sizes, _steps(downsample, labels.shape))
+    steps = _steps(_whole(downsample, "zyx"), labels.shape)
+    moments_of = _moments_function(labels, sigmas / sizes, steps)
     descriptors = np.zeros((len(_MOMENTS), *(s.stop - s.start for s in box)), dtype=np.float32)
     for tile in _tiles(box):
         moments = _moments(labels, tile, moments_of)
@@ -92,23 +96,70 @@ def local_shape_descriptors(
     return descriptors
 
 
-def _three_positive(values: float | Sequence[float], name: str) -> NDArray[np.float64]:
-    """One number, or three, as three positive numbers."""
+def section_descriptors(
+    labels: NDArray[np.integer],
+    sigma: float | Sequence[float],
+    voxel_size: float | Sequence[float] = 1.0,
+    roi: Roi | Sequence[slice] | None = None,
+    downsample: int | Sequence[int] = 1,
+) -> NDArray[np.float32]:
+    """Six numbers per voxel that describe its object in its own section, without its neighbours.
+
+    The definition of ``local_shape_descriptors`` in two dimensions, for every section (H, W)::
+
+        0-1  mean offset y x
+        2-3  variance y x
+        4    correlation yx
+        5    mass
+
+    Args:
+        labels: instance labels, shape (D, H, W), zyx; 0 is background; any integer dtype.
+        sigma: width of the Gaussian, one number or y, x, in the unit of ``voxel_size``.
+        voxel_size: edge lengths of a voxel, one number or y, x.
+        roi: as in ``local_shape_descriptors``, three axes; context is needed along y and x.
+        downsample: as in ``local_shape_descriptors``, one number or y, x.
+
+    Returns:
+        (6, D, H, W) float32 in [0, 1], of the shape of ``roi`` when one is given.
+
+    Raises:
+        ValueError: as ``local_shape_descriptors``.
+    """
+    sizes = (1.0, *_positive(voxel_size, "voxel_size", "yx"))
+    sigmas = (_NO_EXTENT, *_positive(sigma, "sigma", "yx"))
+    steps = (1, *_whole(downsample, "yx"))
+    descriptors = local_shape_descriptors(labels, sigmas, sizes, roi, steps)
+    return descriptors[_SECTION_CHANNELS]
+
+
+def _positive(values: float | Sequence[float], name: str, axes: str) -> NDArray[np.float64]:
+    """One positive number, or one per axis, as one per axis."""
     given = np.asarray(values, dtype=np.float64)
-    if given.shape not in ((), (3,)) or not (np.isfinite(given) & (given > 0)).all():
-        raise ValueError(f"{name} must be one positive number or three (z, y, x), got {values}")
-    return np.broadcast_to(given, (3,))
+    right_shape = given.shape in ((), (len(axes),))
+    if not right_shape or not (np.isfinite(given) & (given > 0)).all():
+        raise ValueError(f"{name} must be one positive number or {_each(axes)}, got {values}")
+    return np.broadcast_to(given, (len(axes),))
 
 
-def _steps(downsample: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """One whole number, or three, as three; 1 along short axes."""
+def _whole(downsample: int | Sequence[int], axes: str) -> tuple[int, ...]:
+    """One whole number, or one per axis, as one per axis."""
     steps = np.asarray(downsample)
-    if steps.shape not in ((), (3,)) or steps.dtype.kind not in "iu" or not (steps >= 1).all():
+    right_shape = steps.shape in ((), (len(axes),))
+    if not right_shape or steps.dtype.kind not in "iu" or not (steps >= 1).all():
         raise ValueError(
-            f"downsample must be a whole number from 1 on or three (z, y, x), got {downsample}"
+            f"downsample must be a whole number from 1 on or {_each(axes)}, got {downsample}"
         )
-    wanted = np.broadcast_to(steps, (3,))
-    return tuple(int(w) if n >= 4 * w else 1 for w, n in zip(wanted, shape, strict=True))
+    return tuple(int(step) for step in np.broadcast_to(steps, (len(axes),)))
+
+
+def _each(axes: str) -> str:
+    """How a message names one number per axis, such as "two (y, x)"."""
+    return f"{('one', 'two', 'three')[len(axes) - 1]} ({', '.join(axes)})"
+
+
+def _steps(wanted: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The wanted steps, 1 along short axes."""
+    return tuple(w if n >= 4 * w else 1 for w, n in zip(wanted, shape, strict=True))
 
 
 def _slices(roi: Roi | Sequence[slice] | None, shape: Sequence[int]) -> _Box:

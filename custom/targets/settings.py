@@ -1,14 +1,22 @@
 """What targets are made with, in training and in a cache."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from custom.channels import ChannelLayout
+from custom.channels import ChannelLayout, channel_layout
 from custom.errors import InputError
 from custom.json_fields import check_keys, not_negative, per_axis, whole_numbers
 
-KEYS = ("affinity_offsets", "lsd_sigma_nm", "lsd_downsample", "boundary_power")
+KEYS = (
+    "affinity_offsets",
+    "lsd_sigma_nm",
+    "lsd_downsample",
+    "boundary_power",
+    "output_type",
+    "dimensions",
+)
+"""Of the settings that the arrays of a cache follow from."""
 
 
 @dataclass(frozen=True)
@@ -20,24 +28,40 @@ class TargetSettings:
         lsd_sigma_nm: sigma of the LSDs in nm; None for affinities alone.
         lsd_downsample: as in ``local_shape_descriptors``, zyx; (1, 1, 1) without LSDs.
         boundary_power: weights are ``1 / (1 + distance) ** boundary_power``.
+        dimensions: 3, or 2 for networks that see one section at a time.
     """
 
     affinity_offsets: tuple[tuple[int, int, int], ...]
     lsd_sigma_nm: float | None
     lsd_downsample: tuple[int, int, int]
     boundary_power: float
+    dimensions: int = 3
+
+    @property
+    def output_type(self) -> str:
+        """What the network predicts, as the config says it."""
+        return "affinities_lsds" if self.lsd_sigma_nm else "affinities"
 
     @property
     def layout(self) -> ChannelLayout:
         """Channels of predictions and target tensors."""
-        return ChannelLayout(len(self.affinity_offsets), 10 if self.lsd_sigma_nm else 0)
+        return channel_layout(
+            self.output_type,
+            self.affinity_offsets,
+            self.lsd_sigma_nm,
+            dimensions=self.dimensions,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for ``json.dump``; ``parse_target_settings`` takes them back."""
-        values = asdict(self)
-        values["affinity_offsets"] = [list(offset) for offset in self.affinity_offsets]
-        values["lsd_downsample"] = list(self.lsd_downsample)
-        return values
+        """Plain values of ``KEYS``; ``parse_target_settings`` takes them back."""
+        return {
+            "affinity_offsets": [list(offset) for offset in self.affinity_offsets],
+            "lsd_sigma_nm": self.lsd_sigma_nm,
+            "lsd_downsample": list(self.lsd_downsample),
+            "boundary_power": self.boundary_power,
+            "output_type": self.output_type,
+            "dimensions": self.dimensions,
+        }
 
     def difference(self, other: "TargetSettings") -> list[str]:
         """What differs, each as "lsd_sigma_nm (80.0, not 40.0)": this one's, then the other's."""
@@ -50,14 +74,19 @@ def target_settings(
     lsd_sigma_nm: float | None,
     lsd_downsample: int | Sequence[int] = 1,
     boundary_power: float = 0.0,
+    output_type: str | None = None,
+    dimensions: int = 3,
 ) -> TargetSettings:
     """Settings from a config's values, checked.
 
     Args:
         affinity_offsets: list of [z, y, x], voxels, none of them zero.
-        lsd_sigma_nm: positive, or None (0 too) for affinities alone.
+        lsd_sigma_nm: positive, or None (0 too) for affinities alone; not looked at for
+            "affinities".
         lsd_downsample: one whole number or three.
         boundary_power: not negative; 0 weighs all voxels alike.
+        output_type: "affinities_lsds" or "affinities"; None: as ``lsd_sigma_nm`` says.
+        dimensions: 3, or 2 for networks that see one section at a time.
 
     Raises:
         InputError: a value is of the wrong kind or out of range.
@@ -66,12 +95,16 @@ def target_settings(
         raise InputError(
             f"affinity_offsets must be a list of [z, y, x] in voxels, got {affinity_offsets!r}"
         )
-    step = per_axis(lsd_downsample, "lsd_downsample") if lsd_sigma_nm else [1, 1, 1]
+    sigma = None if lsd_sigma_nm is None else not_negative(lsd_sigma_nm, "lsd_sigma_nm") or None
+    wanted = output_type or ("affinities_lsds" if sigma else "affinities")
+    layout = channel_layout(wanted, affinity_offsets, sigma, dimensions=dimensions)
+    step = per_axis(lsd_downsample, "lsd_downsample") if layout.num_lsds else [1, 1, 1]
     return TargetSettings(
         tuple(_offset(offset) for offset in affinity_offsets),
-        None if lsd_sigma_nm is None else not_negative(lsd_sigma_nm, "lsd_sigma_nm") or None,
+        sigma if layout.num_lsds else None,
         (step[0], step[1], step[2]),
         not_negative(boundary_power, "boundary_power"),
+        dimensions,
     )
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from custom.targets.affinities import affinities
 from custom.targets.halo import target_halo
 from custom.targets.lsds import local_shape_descriptors
+from custom.targets.settings import target_settings
 
 OFFSETS = st.lists(st.tuples(*[st.integers(-4, 4)] * 3).filter(any), min_size=1, max_size=3)
 VOXEL_SIZES = st.tuples(*[st.sampled_from([4.0, 5.5, 8.0, 30.0])] * 3)
@@ -22,7 +23,7 @@ VOXEL_SIZES = st.tuples(*[st.sampled_from([4.0, 5.5, 8.0, 30.0])] * 3)
     ids=["offsets", "axes of one size", "sigma", "the larger of both"],
 )
 def test_typed_by_hand(offsets, sigma, size, expected):
-    assert target_halo(offsets, sigma, size) == expected
+    assert target_halo(target_settings(offsets, sigma), size) == expected
 
 
 @given(
@@ -32,7 +33,7 @@ def test_typed_by_hand(offsets, sigma, size, expected):
     seed=st.integers(0, 99),
 )
 def test_targets_depend_on_no_voxel_beyond_the_halo(offsets, size, sigma, seed):
-    halo, inner = target_halo(offsets, sigma, size), (3, 2, 4)
+    halo, inner = target_halo(target_settings(offsets, sigma), size), (3, 2, 4)
     shape = [n + 2 * h + 4 for n, h in zip(inner, halo, strict=True)]
     far = np.random.default_rng(seed).integers(0, 3, shape)
     near = far[2:-2, 2:-2, 2:-2]
@@ -51,7 +52,7 @@ def test_targets_depend_on_no_voxel_beyond_the_halo(offsets, size, sigma, seed):
 
 @given(offsets=OFFSETS, size=VOXEL_SIZES)
 def test_without_lsds_some_offset_reaches_the_halos_end(offsets, size):
-    halo = target_halo(offsets, None, size)
+    halo = target_halo(target_settings(offsets, None), size)
     assert max(halo) == np.abs(offsets).max()
     reach = np.abs(offsets).max(axis=0)
     for axis in range(3):

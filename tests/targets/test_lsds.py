@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import gaussian_filter
 from skimage.segmentation import watershed
 
-from custom.targets.lsds import local_shape_descriptors
+from custom.targets.lsds import local_shape_descriptors, section_descriptors
 from tests.oracles import lsds_by_loop
 
 SHAPES = array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=8)
@@ -55,6 +55,18 @@ def test_equal_to_lsd_lite(sigma, voxel_size):
     np.testing.assert_allclose(result[:, solid], expected[:, solid], atol=2e-3)
     others = [0, 1, 2, 3, 4, 5, 9]
     np.testing.assert_allclose(result[others], expected[others], atol=2e-3)
+
+
+@pytest.mark.parametrize(("sigma", "voxel_size"), [((3, 3), (1, 1)), ((24, 20), (4, 5))])
+def test_sections_equal_lsd_lite_in_2d(sigma, voxel_size):
+    labels = cells((3, 37, 41), 12, seed=1)
+    result = section_descriptors(labels, sigma, voxel_size)
+    assert result.shape == (6, 3, 37, 41)
+    for section, found in zip(labels, np.moveaxis(result, 1, 0), strict=True):
+        expected = lsd_lite.get_lsds(section, sigma, voxel_size)
+        solid = (section == 0) | (found[2:4] > 1e-2).all(axis=0)
+        assert solid.mean() > 0.95
+        np.testing.assert_allclose(found[:, solid], expected[:, solid], atol=2e-3)
 
 
 def test_one_number_is_the_same_sigma_along_every_axis():

@@ -11,6 +11,8 @@ GIVEN: dict[str, Any] = {
     "lsd_sigma_nm": 40,
     "lsd_downsample": [1, 2, 3],
     "boundary_power": 1.5,
+    "output_type": "affinities_lsds",
+    "dimensions": 3,
 }
 
 
@@ -21,8 +23,12 @@ def test_settings_survive_json() -> None:
 
 
 def test_without_lsds_their_sampling_makes_no_difference() -> None:
-    plain = [parse_target_settings({**GIVEN, "lsd_sigma_nm": s}) for s in (None, 0)]
-    assert plain[0] == plain[1] == target_settings(GIVEN["affinity_offsets"], None, 1, 1.5)
+    given = {**GIVEN, "output_type": None}
+    plain = [parse_target_settings({**given, "lsd_sigma_nm": s}) for s in (None, 0)]
+    plain.append(parse_target_settings({**given, "output_type": "affinities"}))
+    assert (
+        plain[0] == plain[1] == plain[2] == target_settings(GIVEN["affinity_offsets"], None, 1, 1.5)
+    )
     assert plain[0].layout.num_outputs == 2
 
 
@@ -30,6 +36,7 @@ def test_without_lsds_their_sampling_makes_no_difference() -> None:
     ("key", "value", "told"),
     [
         ("affinity_offsets", [[1, 0, 0]], "affinity_offsets ([[1, 0, 0], [0, -3, 0]], not "),
+        ("dimensions", 2, "dimensions (3, not 2)"),
         ("lsd_sigma_nm", 50.5, "lsd_sigma_nm (40.0, not 50.5)"),
         ("lsd_downsample", 2, "lsd_downsample ([1, 2, 3], not [2, 2, 2])"),
         ("boundary_power", 0, "boundary_power (1.5, not 0.0)"),
@@ -37,7 +44,7 @@ def test_without_lsds_their_sampling_makes_no_difference() -> None:
 )
 def test_every_difference_is_told(key: str, value: Any, told: str) -> None:
     one, other = parse_target_settings(GIVEN), parse_target_settings({**GIVEN, key: value})
-    (difference,) = one.difference(other)
+    difference, *_ = one.difference(other)
     assert difference.startswith(told)
     assert one.difference(one) == []
 
@@ -51,7 +58,14 @@ def test_every_difference_is_told(key: str, value: Any, told: str) -> None:
         ({"affinity_offsets": [[0, 0, 0]]}, "not its own neighbour"),
         ({"lsd_sigma_nm": -1}, "lsd_sigma_nm must be a number from 0 on, got -1"),
         ({"lsd_sigma_nm": "80"}, "lsd_sigma_nm must be a number"),
+        ({"lsd_sigma_nm": float("nan")}, "lsd_sigma_nm must be a number"),
+        ({"lsd_sigma_nm": None}, "needs lsd_sigma_nm"),
+        ({"output_type": "lsds"}, "output_type 'lsds' is unknown"),
+        ({"dimensions": 4}, "dimensions must be 2 or 3"),
         ({"lsd_downsample": 0}, "lsd_downsample must be"),
+        ({"lsd_downsample": 1.5}, "lsd_downsample must be"),
+        ({"lsd_downsample": [2, 2]}, "lsd_downsample must be"),
+        ({"lsd_downsample": True}, "lsd_downsample must be"),
         ({"boundary_power": float("inf")}, "boundary_power must be"),
         ({"boundary_power": True}, "boundary_power must be"),
         ({"sigma": 3}, "targets has the unknown key 'sigma'"),
