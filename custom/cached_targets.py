@@ -19,7 +19,7 @@ from custom.features.cache_files import VolumeFiles, read_json, volumes_in
 from custom.features.target_files import TargetWriter, drop_targets, remove_target_leftovers
 from custom.live import FeatureVolume
 from custom.targets.blocks import target_block
-from custom.targets.settings import TargetSettings, parse_target_settings
+from custom.targets.settings import TargetSettings, stored_settings
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def refuse_other_targets(volumes: Sequence[FeatureVolume], settings: TargetSetti
                 f"cached_targets: volume '{volume.id}' has no targets in the cache: {UPDATE}, or "
                 f"set cached_targets to false."
             )
-        difference = parse_target_settings(found).difference(settings)
+        difference = stored_settings(found).difference(settings)
         if difference:
             raise InputError(
                 f"cached_targets: the targets of volume '{volume.id}' differ from the "
@@ -120,7 +120,7 @@ def _has_targets(files: VolumeFiles, settings: TargetSettings) -> bool:
     if found is None:
         return False
     try:
-        return not parse_target_settings(found).difference(settings)
+        return not stored_settings(found).difference(settings)
     except InputError:  # of a later version
         return False
 

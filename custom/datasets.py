@@ -19,7 +19,9 @@ from custom.live import FeatureVolume
 from custom.planes import PLANES
 from custom.samples import Sample, add_features, image_tensor
 from custom.targets.halo import target_halo
+from custom.targets.masks import eroded
 from custom.targets.settings import TargetSettings
+from custom.truth import Truth
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,14 @@ class CropDataset(Dataset[Sample]):
     A sample follows from the seed and its number alone, whatever process or thread asks for it;
     every sample has its own copy of the transform. Volumes are drawn in proportion to the number of
     places a crop can take in them. Crops in which labels count in less than ``min_labelled`` of the
-    voxels, or in which no object is, are drawn anew.
+    voxels are drawn anew, and those without an object, too; background alone is a class, however.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
     ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``, or in the
     dense layout ``features`` (C, D, H, W) and ``token_steps`` (3, 3), voxels between tokens of xy,
     xz and yz, zyx, 0 for a plane that is not in the mean; ``labels``
-    int64 and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx) with the halo that targets need;
+    int64 (classes, where they are predicted) and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx)
+    with the halo that targets need;
     ``voxel_size_nm`` (3,).
 
     Args:
@@ -59,8 +62,9 @@ class CropDataset(Dataset[Sample]):
         feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
 
     Raises:
-        InputError: a volume has no labels, the crop is larger than every volume, or no crop has
-            enough labels; cached targets are wanted that are not there or are others.
+        InputError: a volume has no labels or an id that is no class, the crop is larger than every
+            volume or smaller than an offset, or no crop has enough labels; cached targets are
+            wanted that are not there or are others.
     """
 
     def __init__(
@@ -80,11 +84,13 @@ class CropDataset(Dataset[Sample]):
         self.cached_targets = flag(cached_targets, "cached_targets")
         if cached_targets:
             refuse_other_targets(volumes, targets)
+        self.targets = targets
         if feature_dtype not in FEATURE_DTYPES:
             raise InputError(
                 f"feature_dtype must be null, 'float16' or 'float32', got {feature_dtype!r}."
             )
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
+        targets.refuse_crop(self.crop_size)
         self.volumes = [v for v in volumes if self._fits(v)]
         if not self.volumes:
             raise InputError(
@@ -93,6 +99,7 @@ class CropDataset(Dataset[Sample]):
             )
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
+        self.truths = [Truth(volume, targets.classes) for volume in self.volumes]
         self.halos = [target_halo(targets, v.voxel_size_nm, cached_targets) for v in self.volumes]
         self.num_samples = num_samples
         self.seed = seed
@@ -147,21 +154,30 @@ class CropDataset(Dataset[Sample]):
                 int(random.integers(s - c + 1))
                 for c, s in zip(self.crop_size, volume.shape, strict=True)
             )
-            labels, mask = volume.read_labels(Roi(offset, self.crop_size))
-            if mask.mean() >= self.min_labelled and (mask & (labels != 0)).any():
+            if self._is_usable(index, Roi(offset, self.crop_size)):
                 return index, offset
         raise InputError(
             f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} has labels in "
             f"{self.min_labelled:.0%} of its voxels; check labels and mask, or lower min_labelled."
         )
 
+    def _is_usable(self, index: int, roi: Roi) -> bool:
+        """Whether labels count in enough of a crop, and there is something to learn."""
+        erosion = self.targets.mask_erosion
+        labels, mask = self.truths[index].read(roi.grow(erosion, erosion))
+        counts = np.zeros_like(mask)
+        inner = tuple(slice(e, e + n) for e, n in zip(erosion, roi.shape, strict=True))
+        counts[inner] = eroded(mask, erosion)[inner]
+        enough = counts[inner].mean() >= self.min_labelled
+        return bool(enough and (self.targets.classes or (counts & (labels != 0)).any()))
+
     def _read(self, index: int, offset: tuple[int, ...]) -> Sample:
         volume, halo = self.volumes[index], self.halos[index]
         roi = Roi(offset, self.crop_size)
-        labels, mask = volume.read_labels(roi.grow(halo, halo))
+        labels, mask = self.truths[index].read(roi.grow(halo, halo))
         sample: Sample = {
             "image": self._image(volume, roi),
-            "labels": torch.from_numpy(labels.astype(np.int64))[None],
+            "labels": torch.from_numpy(labels)[None],
             "mask": torch.from_numpy(mask)[None],
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
         }

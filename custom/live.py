@@ -76,6 +76,9 @@ class FeatureVolume(Protocol):
     def read_labels(self, roi: Roi) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
         """Consecutive labels of a box, and where they count; 0 and False outside the ROI."""
 
+    def label_ids(self) -> NDArray[np.uint64]:
+        """The source's id of every label."""
+
 
 class LiveFeatures:
     """A backbone and its spec; in a loader's worker, the backbone is loaded when first needed.
@@ -189,9 +192,12 @@ class LiveVolume:
         """Whether there are labels."""
         return self.opened.labels is not None
 
-    @cached_property
     def label_ids(self) -> NDArray[np.uint64]:
         """The source's id of every label, ascending, 0 first."""
+        return self._label_ids
+
+    @cached_property
+    def _label_ids(self) -> NDArray[np.uint64]:
         return self.opened.label_ids()
 
     def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
@@ -243,7 +249,7 @@ class LiveVolume:
         mask = np.zeros(labels.shape, np.bool_)
         if not part.empty:
             ids, mask[here] = self.opened.read_labels(self._in_raw(part))
-            labels[here] = np.searchsorted(self.label_ids, ids)
+            labels[here] = np.searchsorted(self._label_ids, ids)
         return labels, mask
 
     def _part(self, roi: Roi) -> tuple[Roi, tuple[slice, ...]]:

@@ -8,10 +8,11 @@ import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
-from custom.targets.affinities import affinities, valid_affinities
+from custom.targets.affinities import valid_affinities
 from custom.targets.blocks import restored
-from custom.targets.halo import affinity_reach
-from custom.targets.parts import lsd_part, weight_part
+from custom.targets.halo import affinity_reach, counted_reach, weight_reach
+from custom.targets.masks import eroded
+from custom.targets.parts import affinity_part, lsd_part, weight_part
 from custom.targets.settings import TargetSettings
 
 Box = tuple[slice, slice, slice]
@@ -28,6 +29,7 @@ class LabelsToTargetsd(Transform):
 
     Where the sample has ``target`` (K + L, D, H, W) and ``boundary_weights`` (1, D, H, W) from a
     cache, these are taken instead of computed; a halo as wide as the offsets is enough then.
+    With classes, ``labels`` are class ids.
 
     Args:
         targets: settings of the targets.
@@ -42,50 +44,54 @@ class LabelsToTargetsd(Transform):
         sample = {key: value for key, value in data.items() if key not in CONSUMED}
         labels, mask = data["labels"][0].numpy(), data["mask"][0].numpy()
         inner = _inner_box(labels.shape, data["image"].shape[1:])
+        target = np.empty((self.layout.num_targets, *labels[inner].shape), dtype=np.float32)
+        self._count_(target, labels, mask, inner)
         if "target" in data:
-            stored = data["target"].numpy(), data["boundary_weights"].numpy()
-            target = self._cached(labels, mask, inner, *stored)
+            target[: self.layout.num_outputs] = restored(data["target"].numpy())
+            target[self.layout.weight] = data["boundary_weights"].numpy()
         else:
             voxel_size = tuple(float(size) for size in data["voxel_size_nm"])
-            target = self._targets(labels, mask, inner, voxel_size)
+            self._compute_(target, labels, mask, inner, voxel_size)
         sample["label"] = torch.from_numpy(target)
         return sample
 
-    def _cached(
+    def _count_(
         self,
+        target: NDArray[np.float32],
         labels: NDArray[np.integer],
         mask: NDArray[np.bool_],
         inner: Box,
-        stored: NDArray[np.uint8],
-        weights: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        target = np.empty((self.layout.num_targets, *labels[inner].shape), dtype=np.float32)
-        near, part = _neighbourhood(inner, affinity_reach(self.targets), labels.shape)
-        valid = valid_affinities(mask[near], self.targets.affinity_offsets)
-        target[: self.layout.num_outputs] = restored(stored)
+    ) -> None:
+        """Fill the channels that say what counts."""
+        near, part = _neighbourhood(inner, counted_reach(self.targets), labels.shape)
+        counts = eroded(mask[near], self.targets.mask_erosion)
+        if self.targets.classes:
+            target[self.layout.valid] = counts[part]
+            return
+        valid = valid_affinities(counts, self.targets.affinity_offsets)
         target[self.layout.valid] = valid[:, *part]
-        target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
-        target[self.layout.weight] = weights
-        return target
+        target[self.layout.lsd_mask] = counts[part] & (labels[inner] != 0)
 
-    def _targets(
+    def _compute_(
         self,
+        target: NDArray[np.float32],
         labels: NDArray[np.integer],
         mask: NDArray[np.bool_],
         inner: Box,
         voxel_size_nm: tuple[float, ...],
-    ) -> NDArray[np.float32]:
-        shape = labels[inner].shape
-        target = np.empty((self.layout.num_targets, *shape), dtype=np.float32)
-        near, part = _neighbourhood(inner, affinity_reach(self.targets), labels.shape)
-        affinity, valid = affinities(labels[near], self.targets.affinity_offsets, mask=mask[near])
-        target[self.layout.affinities] = affinity[:, *part]
-        target[self.layout.valid] = valid[:, *part]
-        target[self.layout.lsd_mask] = mask[inner] & (labels[inner] != 0)
-        if self.layout.num_lsds:
-            target[self.layout.lsds] = lsd_part(labels, voxel_size_nm, self.targets, inner)
-        target[self.layout.weight] = weight_part(labels, mask, voxel_size_nm, self.targets)[inner]
-        return target
+    ) -> None:
+        """Fill the channels that a cache may have."""
+        settings, layout = self.targets, self.layout
+        if settings.classes:
+            target[layout.class_id] = labels[inner]
+        else:
+            near, part = _neighbourhood(inner, affinity_reach(settings), labels.shape)
+            target[layout.affinities] = affinity_part(labels[near], settings)[:, *part]
+        if layout.num_lsds:
+            target[layout.lsds] = lsd_part(labels, voxel_size_nm, settings, inner)
+        reach = weight_reach(settings, voxel_size_nm)
+        near, part = _neighbourhood(inner, reach, labels.shape)
+        target[layout.weight] = weight_part(labels[near], mask[near], voxel_size_nm, settings)[part]
 
 
 def _inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 
 def affinities_by_loop(
-    labels: NDArray, offsets: Sequence[Sequence[int]], mask: NDArray | None = None
+    labels: NDArray,
+    offsets: Sequence[Sequence[int]],
+    mask: NDArray | None = None,
+    background: str = "apart",
 ) -> tuple[NDArray, NDArray]:
     """Affinity and validity, one voxel and one offset at a time."""
     affinity = np.zeros((len(offsets), *labels.shape))
@@ -17,7 +20,7 @@ def affinities_by_loop(
         q = tuple(a + o for a, o in zip(p, offsets[k], strict=True))
         if not all(0 <= a < n for a, n in zip(q, labels.shape, strict=True)):
             continue
-        affinity[k][p] = labels[p] == labels[q] and labels[p] != 0
+        affinity[k][p] = labels[p] == labels[q] and (labels[p] != 0 or background == "joined")
         valid[k][p] = mask is None or (mask[p] and mask[q])
     return affinity, valid
 
@@ -64,22 +67,31 @@ def boundary_weights_by_loop(
     peak: float,
     sigma: float,
     mask: NDArray | None = None,
+    length: float | None = None,
+    reach: float | None = None,
+    between: str = "all",
+    dimensions: int = 3,
 ) -> NDArray[np.float64]:
     """Boundary weights from all pairs of voxels."""
-    inside = np.ones(labels.shape, bool) if mask is None else mask
-    steps = [s * np.eye(3, dtype=int)[axis] for axis in range(3) for s in (-1, 1)]
+    known = np.ones(labels.shape, bool) if mask is None else mask
+    bounding = known if between == "all" else known & (labels != 0)
+    steps = [s * np.eye(3, dtype=int)[axis] for axis in range(3 - dimensions, 3) for s in (-1, 1)]
     boundary = [
         p
-        for p in np.argwhere(inside)
+        for p in np.argwhere(bounding)
         for q in p + steps
-        if ((q >= 0) & (q < labels.shape)).all() and inside[*q] and labels[*p] != labels[*q]
+        if ((q >= 0) & (q < labels.shape)).all() and bounding[*q] and labels[*p] != labels[*q]
     ]
+    unit = length or min(voxel_size[3 - dimensions :])
     weights = np.ones(labels.shape)
-    for p in np.argwhere(inside) if boundary else ():
-        edges = np.asarray(voxel_size) / min(voxel_size)
-        d = np.linalg.norm((np.asarray(boundary) - p) * edges, axis=1).min()
-        base = 1 / (1 + d) if form == "inverse" else 1 + (peak - 1) * np.exp(-(d**2) / 2 / sigma**2)
-        weights[*p] = base**power
+    for p in np.argwhere(known):
+        seen = [b - p for b in boundary if dimensions == 3 or b[0] == p[0]]
+        distances = [float(np.linalg.norm(step * np.asarray(voxel_size))) for step in seen]
+        d = min([*distances, reach or np.inf])
+        if np.isinf(d):
+            continue
+        bump = 1 + (peak - 1) * np.exp(-(d**2) / 2 / sigma**2)
+        weights[*p] = (1 / (1 + d / unit) if form == "inverse" else bump) ** power
     return weights
 
 

@@ -131,6 +131,13 @@ def update_targets(
     boundary_power: float | None = None,
     output_type: str | None = None,
     dimensions: int | None = None,
+    affinity_background: str | None = None,
+    boundary_form: str | None = None,
+    boundary_between: str | None = None,
+    boundary_length_nm: float | None = None,
+    boundary_peak: float | None = None,
+    boundary_sigma_nm: float | None = None,
+    boundary_reach_nm: float | None = None,
 ) -> None:
     """Compute the targets of every labelled volume from its cached labels, or remove them all.
 
@@ -153,6 +160,13 @@ def update_targets(
         "boundary_power": boundary_power,
         "output_type": "affinities" if lsd_sigma_nm == 0 and not output_type else output_type,
         "dimensions": dimensions,
+        "affinity_background": affinity_background,
+        "boundary_form": boundary_form,
+        "boundary_between": boundary_between,
+        "boundary_length_nm": boundary_length_nm,
+        "boundary_peak": boundary_peak,
+        "boundary_sigma_nm": boundary_sigma_nm,
+        "boundary_reach_nm": boundary_reach_nm,
     }
     options = {key: value for key, value in given.items() if value is not None}
     if flag(remove, "--remove"):

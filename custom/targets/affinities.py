@@ -1,27 +1,34 @@
 """Affinities between a voxel and its neighbours at given offsets."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Offset = Sequence[int]
 
+BACKGROUNDS = ("apart", "joined")
+"""Whether two voxels of background belong together."""
+
 
 def affinities(
     labels: NDArray[np.integer],
     offsets: Sequence[Offset],
     mask: NDArray[np.bool_] | None = None,
+    background: Literal["apart", "joined"] | str = "apart",
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Affinity of every voxel to its neighbour at each offset.
 
     ``affinity[k, p]`` is 1 when ``labels[p]`` and ``labels[p + offsets[k]]`` are
-    the same non-zero label, else 0.
+    the same non-zero label, else 0. With the background "joined", two voxels of background have
+    affinity 1, too: it is one more object.
 
     Args:
         labels: instance labels, shape (D, H, W), zyx; 0 is background.
         offsets: K neighbour offsets in voxels, zyx, positive or negative.
         mask: True where ``labels`` is annotated, shape (D, H, W); everywhere when left out.
+        background: "apart" or "joined".
 
     Returns:
         affinity: (K, D, H, W) float32, 0 or 1.
@@ -30,7 +37,7 @@ def affinities(
 
     Raises:
         ValueError: ``labels`` is not 3D, ``mask`` has another shape, an offset does not have
-            three numbers, or an offset is zero.
+            three numbers, an offset is zero, or ``background`` is unknown.
 
     Source:
         Turaga et al. 2010, Neural Computation 22(2).
@@ -44,10 +51,13 @@ def affinities(
             raise ValueError(f"offset {k} must have three numbers (z, y, x), got {list(offset)}")
         if not any(offset):
             raise ValueError(f"offset {k} is zero; a voxel is not its own neighbour")
+    if background not in BACKGROUNDS:
+        raise ValueError(f"background must be 'apart' or 'joined', got {background!r}")
     affinity = np.zeros((len(offsets), *labels.shape), dtype=np.float32)
     for k, offset in enumerate(offsets):
         here, there = paired_slices(labels.shape, offset)
-        affinity[k][here] = (labels[here] == labels[there]) & (labels[here] != 0)
+        same = labels[here] == labels[there]
+        affinity[k][here] = same & (labels[here] != 0) if background == "apart" else same
     counts = np.ones(labels.shape, dtype=np.bool_) if mask is None else mask
     return affinity, valid_affinities(counts, offsets)
 

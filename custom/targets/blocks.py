@@ -6,16 +6,12 @@ import numpy as np
 from funlib.geometry.roi import Roi
 from numpy.typing import NDArray
 
-from custom.targets.affinities import affinities
-from custom.targets.boundary_weights import boundary_distance
-from custom.targets.halo import affinity_reach, lsd_reach
-from custom.targets.parts import lsd_part
+from custom.targets.halo import affinity_reach, lsd_reach, weight_reach
+from custom.targets.parts import affinity_part, lsd_part, weight_part
 from custom.targets.settings import TargetSettings
 
 FULL = 255
 """The stored value of 1: affinities are exact, LSDs are off by up to 1 / 510."""
-
-FIRST_REACH = 32  # voxels; doubled until the nearest boundary of every voxel is in sight
 
 Labelled = tuple[NDArray[np.integer], NDArray[np.bool_]]
 ReadLabels = Callable[[Roi], Labelled]
@@ -34,7 +30,7 @@ def target_block(
 
         |--------------------|   volume
              |wwwwww|            block
-          |rrrrrrrrrrrr|         labels read: offsets, three sigma, or up to the nearest boundary
+          |rrrrrrrrrrrr|         labels read: offsets, three sigma, or the reach of weights
 
     Args:
         read: labels and mask (D, H, W) of any box inside the volume.
@@ -53,7 +49,7 @@ def target_block(
     if layout.num_lsds:
         descriptors = _descriptors(read, shape, block, voxel_size_nm, settings)
         target[layout.lsds] = np.rint(descriptors * FULL)
-    weights = _weights(read, shape, block, voxel_size_nm, settings.boundary_power)
+    weights = _weights(read, shape, block, voxel_size_nm, settings)
     return target, weights.astype(np.float16)
 
 
@@ -66,8 +62,8 @@ def _affinities(
     read: ReadLabels, shape: Sequence[int], block: Roi, settings: TargetSettings
 ) -> NDArray[np.float32]:
     box = _around(block, affinity_reach(settings), shape)
-    affinity, _ = affinities(read(box)[0], settings.affinity_offsets)
-    return affinity[:, *(block - box.offset).to_slices()]
+    labels, _ = read(box)
+    return affinity_part(labels, settings)[:, *(block - box.offset).to_slices()]
 
 
 def _descriptors(
@@ -93,42 +89,12 @@ def _weights(
     shape: Sequence[int],
     block: Roi,
     voxel_size_nm: Sequence[float],
-    power: float,
+    settings: TargetSettings,
 ) -> NDArray[np.float32]:
-    """Boundary weights (D, H, W); as much is read as their nearest boundaries are away."""
-    if power == 0:
-        return np.ones(tuple(block.shape), np.float32)
-    reach = FIRST_REACH
-    while True:
-        box = _around(block, (reach,) * 3, shape)
-        labels, mask = read(box)
-        inner = (block - box.offset).to_slices()
-        distance = boundary_distance(labels, voxel_size_nm, mask)[inner]
-        counts = (
-            mask[inner] & np.isfinite(distance) if box == Roi((0, 0, 0), shape) else mask[inner]
-        )
-        seen = _seen(box, block, shape, voxel_size_nm)
-        if not (counts & (distance > seen)).any():
-            return np.where(counts, np.power(1 + distance, -power), 1)
-        reach *= 2
-
-
-def _seen(
-    box: Roi, block: Roi, shape: Sequence[int], voxel_size: Sequence[float]
-) -> NDArray[np.float32]:
-    """Distance within which all boundary voxels around a block's voxels are known, (D, H, W).
-
-    Of a box's outermost voxels it is not known whether they are boundary, except at the volume's
-    own border.
-    """
-    seen = np.full(tuple(block.shape), np.inf, np.float32)
-    for axis, edge in enumerate(np.asarray(voxel_size) / min(voxel_size)):
-        at = np.arange(block.begin[axis], block.end[axis])
-        before = at - box.begin[axis] if box.begin[axis] > 0 else np.inf
-        after = box.end[axis] - 1 - at if box.end[axis] < shape[axis] else np.inf
-        known = np.broadcast_to(edge * np.minimum(before, after), at.shape)
-        seen = np.minimum(seen, known.reshape([-1 if a == axis else 1 for a in range(3)]))
-    return seen.astype(np.float32)
+    box = _around(block, weight_reach(settings, voxel_size_nm), shape)
+    labels, mask = read(box)
+    weights = weight_part(labels, mask, voxel_size_nm, settings)
+    return weights[(block - box.offset).to_slices()]
 
 
 def _around(

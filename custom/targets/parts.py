@@ -6,9 +6,18 @@ import numpy as np
 from funlib.geometry.roi import Roi
 from numpy.typing import NDArray
 
+from custom.targets.affinities import affinities
 from custom.targets.boundary_weights import boundary_weights
 from custom.targets.lsds import local_shape_descriptors, section_descriptors
 from custom.targets.settings import TargetSettings
+
+
+def affinity_part(labels: NDArray[np.integer], settings: TargetSettings) -> NDArray[np.float32]:
+    """Affinities (K, D, H, W) of labels (D, H, W); 0 where the neighbour lies outside."""
+    affinity, _ = affinities(
+        labels, settings.affinity_offsets, background=settings.affinity_background
+    )
+    return affinity
 
 
 def lsd_part(
@@ -39,8 +48,19 @@ def weight_part(
     settings: TargetSettings,
 ) -> NDArray[np.float32]:
     """Boundary weights (D, H, W) of labels of which those in ``mask`` are known."""
-    if settings.boundary_power == 0:
+    boundary = settings.boundary
+    if boundary.power == 0:
         return np.ones(labels.shape, np.float32)
     return boundary_weights(
-        labels, power=settings.boundary_power, voxel_size=voxel_size_nm, mask=mask
+        labels,
+        boundary.power,
+        voxel_size_nm,
+        boundary.form,
+        boundary.peak,
+        boundary.sigma_nm,
+        mask,
+        boundary.length_nm,
+        boundary.reach_nm,
+        boundary.between,
+        settings.dimensions,
     )

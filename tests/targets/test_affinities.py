@@ -16,12 +16,17 @@ OFFSETS = st.lists(
 IDS = st.sampled_from([0, 1, 2, 2**32 + 1, 2**63 + 1])
 
 
-@given(data=st.data(), shape=SHAPES, offsets=OFFSETS)
-def test_equal_to_the_loop_over_voxels(data, shape, offsets):
+@given(
+    data=st.data(),
+    shape=SHAPES,
+    offsets=OFFSETS,
+    background=st.sampled_from(["apart", "joined"]),
+)
+def test_equal_to_the_loop_over_voxels(data, shape, offsets, background):
     labels = data.draw(arrays(np.uint64, shape, elements=IDS))
     mask = data.draw(st.none() | arrays(np.bool_, shape))
-    affinity, valid = affinities(labels, offsets, mask=mask)
-    expected_affinity, expected_valid = affinities_by_loop(labels, offsets, mask)
+    affinity, valid = affinities(labels, offsets, mask, background)
+    expected_affinity, expected_valid = affinities_by_loop(labels, offsets, mask, background)
     np.testing.assert_array_equal(affinity, expected_affinity)
     np.testing.assert_array_equal(valid, expected_valid)
     assert (affinity.dtype, valid.dtype) == (np.float32, np.bool_)
@@ -34,6 +39,13 @@ def test_a_grid_typed_by_hand():
     np.testing.assert_array_equal(affinity[1], [[[0, 0, 0], [0, 1, 1]]])
     np.testing.assert_array_equal(valid[0], [[[1, 1, 0], [1, 1, 0]]])
     np.testing.assert_array_equal(valid[1], [[[0, 0, 0], [1, 1, 1]]])
+
+
+def test_joined_background_is_one_more_object():
+    labels = np.array([[[0, 0, 1, 1, 2]]])
+    apart, joined = (affinities(labels, [(0, 0, 1)], None, b)[0][0] for b in ("apart", "joined"))
+    np.testing.assert_array_equal(apart, [[[0, 0, 1, 0, 0]]])
+    np.testing.assert_array_equal(joined, [[[1, 0, 1, 0, 0]]])
 
 
 def test_both_ends_must_lie_in_the_mask():
@@ -64,3 +76,8 @@ def test_the_opposite_offset_sees_the_same_pairs(data, shape, offset):
 def test_rejects(labels, offsets, mask, message):
     with pytest.raises(ValueError, match=message):
         affinities(labels.astype(int), offsets, mask=mask)
+
+
+def test_rejects_an_unknown_background():
+    with pytest.raises(ValueError, match="background must be 'apart' or 'joined', got 'together'"):
+        affinities(np.ones((2, 3, 4), int), [(0, 0, 1)], background="together")

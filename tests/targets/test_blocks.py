@@ -5,11 +5,10 @@ import pytest
 from funlib.geometry.roi import Roi
 from scipy.ndimage import gaussian_filter
 
-from custom.targets import blocks
 from custom.targets.affinities import affinities
 from custom.targets.blocks import restored, target_block
-from custom.targets.boundary_weights import boundary_weights
-from custom.targets.lsds import local_shape_descriptors
+from custom.targets.lsds import local_shape_descriptors, section_descriptors
+from custom.targets.parts import weight_part
 from custom.targets.settings import target_settings
 
 SHAPE = (21, 47, 38)
@@ -61,23 +60,47 @@ def test_blocks_have_the_lsds_of_the_whole_volume(downsample):
     np.testing.assert_allclose(restored(target[1:]), expected, rtol=0, atol=0.5 / 255 + 1e-5)
 
 
-@pytest.mark.parametrize("objects", [2, 6])
-@pytest.mark.parametrize("first_reach", [1, 3, 32])
-def test_blocks_have_the_weights_of_the_whole_volume(monkeypatch, objects, first_reach):
-    monkeypatch.setattr(blocks, "FIRST_REACH", first_reach)
-    labels, mask = labels_and_mask(objects)
+WEIGHTS = {
+    "inverse": {"boundary_reach_nm": 29.0},
+    "length": {"boundary_reach_nm": 40.0, "boundary_length_nm": 11.0},
+    "gaussian": {"boundary_form": "gaussian", "boundary_sigma_nm": 9.0, "boundary_reach_nm": 33.0},
+    "instances": {"boundary_between": "instances", "boundary_reach_nm": 20.0},
+    "sections": {"dimensions": 2, "boundary_reach_nm": 29.0},
+    "nothing beyond the face": {"boundary_reach_nm": 1.0},
+}
+
+
+@pytest.mark.parametrize("options", WEIGHTS.values(), ids=WEIGHTS)
+def test_blocks_have_the_weights_of_the_whole_volume(options):
+    labels, mask = labels_and_mask()
     labels[:, :20] = 3  # boundaries are up to 20 voxels away
     mask[:, :20] = True
-    settings = target_settings([[1, 0, 0]], None, boundary_power=1.5)
+    settings = target_settings([[0, 1, 0]], None, boundary_power=1.5, **options)
     _, weights = whole(settings, labels, mask)
-    expected = boundary_weights(labels, 1.5, VOXEL_SIZE, mask=mask)
+    expected = weight_part(labels, mask, VOXEL_SIZE, settings)
+    assert len(np.unique(expected)) >= (2 if options["boundary_reach_nm"] == 1 else 5)
     np.testing.assert_allclose(weights.astype(float), expected, rtol=1 / 2048)
 
 
-def test_weights_are_1_without_boundaries_without_a_power_and_outside_the_mask():
+def test_blocks_of_joined_background_have_the_affinities_of_the_whole_volume():
     labels, mask = labels_and_mask()
-    for power, ids in ((2.0, np.ones_like(labels)), (0, labels)):
-        _, weights = whole(target_settings([[1, 0, 0]], None, boundary_power=power), ids, mask)
-        assert (weights == 1).all()
+    settings = target_settings(OFFSETS, None, affinity_background="joined")
+    expected, _ = affinities(labels, OFFSETS, background="joined")
+    np.testing.assert_array_equal(restored(whole(settings, labels, mask)[0]), expected)
+
+
+def test_blocks_have_the_lsds_of_the_whole_volumes_sections():
+    labels, mask = labels_and_mask()
+    settings = target_settings([[0, 1, 0]], 14.0, [3, 1, 2], dimensions=2)
+    target, _ = whole(settings, labels, mask)
+    assert len(target) == 7
+    expected = section_descriptors(labels, 14.0, VOXEL_SIZE[1:], downsample=(1, 2))
+    np.testing.assert_allclose(restored(target[1:]), expected, rtol=0, atol=0.5 / 255 + 1e-5)
+
+
+def test_weights_are_1_without_a_power_and_outside_the_mask():
+    labels, mask = labels_and_mask()
+    _, weights = whole(target_settings([[1, 0, 0]], None), labels, mask)
+    assert (weights == 1).all()
     _, weights = whole(target_settings([[1, 0, 0]], None, boundary_power=2), labels, mask)
     assert (weights[~mask] == 1).all() and not (weights[mask] == 1).all()

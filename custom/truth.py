@@ -1,0 +1,33 @@
+"""The labels of a volume as training and validation want them: objects, or classes."""
+
+import numpy as np
+from funlib.geometry import Roi
+from numpy.typing import NDArray
+
+from custom.live import FeatureVolume
+from custom.targets.classes import ClassSettings, classified
+
+
+class Truth:
+    """Reads a volume's consecutive labels, or its classes.
+
+    Args:
+        volume: with labels.
+        classes: what the ids of its labels mean; None for objects.
+
+    Raises:
+        InputError: an id is no class; names the volume.
+    """
+
+    def __init__(self, volume: FeatureVolume, classes: ClassSettings | None) -> None:
+        self.volume = volume
+        self.table = None
+        if classes is not None:
+            self.table = classes.table(volume.label_ids(), f"labels of volume '{volume.id}'")
+
+    def read(self, roi: Roi) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Labels or classes of a box (D, H, W), and where they count; 0 and False outside."""
+        labels, mask = self.volume.read_labels(roi)
+        if self.table is None:
+            return labels.astype(np.int64), mask
+        return classified(labels, mask, self.table)
