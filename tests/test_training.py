@@ -56,7 +56,7 @@ class NoHistory:
 
 def session(folder: Path, trainer: Trainer) -> TrainingSession:
     checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"counter": trainer.counter})
-    return TrainingSession(trainer, NoHistory(), checkpoint, 2)  # type: ignore[arg-type]
+    return TrainingSession(trainer, NoHistory(), checkpoint, 2, (4, 4, 4), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stop_before", [1, 2, 3])

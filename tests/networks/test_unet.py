@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom.errors import InputError
-from custom.networks.unet import NORMS, UNet
+from custom.networks.norms import NORMS
+from custom.networks.unet import UNet
 
 STRIDES = [(1, 2, 2), (2, 2, 3)]
 
@@ -64,14 +65,42 @@ def test_a_step_of_the_input_moves_the_output_along():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"channels": (4,)}, "channels must name at least two levels"),
-        ({"strides": [(2, 2, 2)]}, r"strides must be 2 \(one fewer than channels\)"),
-        ({"strides": []}, "strides must be 2"),
-        ({"strides": [(2, 2), (2, 2)]}, "three numbers from 1 on"),
-        ({"strides": [(2, 0, 2), (2, 2, 2)]}, "three numbers from 1 on"),
-        ({"norm": "layer"}, "norm must be one of batch, group, instance, got 'layer'"),
+        ({"channels": (4,)}, "unet_channels must name at least two levels"),
+        ({"channels": (4, 0, 4)}, "unet_channels must name at least two levels, whole numbers"),
+        ({"strides": [(2, 2, 2)]}, "for each of 2 steps between levels.* must be a list of 2, got"),
+        ({"strides": []}, "unet_strides .* must be a list of 2"),
+        ({"strides": 2}, "unet_strides .* must be a list of 2, got 2"),
+        ({"strides": [(2, 2), (2, 2)]}, "unet_strides .* must be a list of 3 numbers"),
+        ({"strides": [(2, 0, 2), (2, 2, 2)]}, "must be 3 whole numbers from 1 on"),
+        ({"strides": [2, "2"]}, "must be one or three whole numbers from 1 on, got '2'"),
+        ({"kernels": [3, 3]}, "unet_kernels .* for each of 3 levels.* must be a list of 3"),
+        ({"kernels": [3, (1, 3, 2), 3]}, "unet_kernels .* must be odd"),
+        (
+            {"norm": "layer"},
+            "unet_norm must be a norm's name or an object with one, got 'layer'; k",
+        ),
+        ({"norm": "batch-renorm"}, "did you mean 'batch_renorm'"),
+        ({"norm": 3}, "unet_norm must be .* got 3; known are batch, batch_renorm, group"),
+        ({"norm": {"momentum": 0.1}}, "unet_norm must be a norm's name or an object with one"),
+        ({"norm": {"name": "group", "momentum": 0.1}}, "'group' has the unknown key 'momentum'"),
+        ({"norm": {"name": "group", "groups": 3}}, "3 does not divide 4"),
+        ({"norm": {"name": "batch", "momentum": 0}}, "momentum must be above 0 and at most 1"),
+        (
+            {"norm": {"name": "batch_renorm", "rmax": 0.5}},
+            "rmax must be a number from 1 on, got 0.5",
+        ),
+        ({"norm": {"name": "batch_renorm", "dmax": -1}}, "dmax must be a number from 0 on, got -1"),
+        (
+            {"norm": {"name": "batch_renorm", "warmup_steps": 0.5}},
+            "warmup_steps must be a whole nu",
+        ),
+        ({"residual": "yes"}, "unet_residual must be true or false, got 'yes'"),
+        ({"dropout": 1}, "unet_dropout must be a number from 0 to below 1, got 1"),
+        ({"dropout": "0.1"}, "unet_dropout must be a number from 0 to below 1, got '0.1'"),
+        ({"upsampling": "linear"}, "unet_upsampling must be one of transposed, interpolation, got"),
+        ({"dimensions": 1}, "dimensions must be 2 or 3, got 1"),
+        ({"checkpointing": "false"}, "checkpointing must be true or false, got 'false'"),
     ],
-    ids=["one level", "one stride", "no strides", "2D", "zero", "norm"],
 )
 def test_rejects(arguments, message):
     with pytest.raises(InputError, match=message):
