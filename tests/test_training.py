@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from ignite.engine import Engine, Events
+from torch import nn
 
 from custom.checkpoints import TrainingCheckpoint, save_atomically
 from custom.errors import InputError
@@ -29,6 +30,7 @@ class Trainer(Engine):
     def __init__(self, epochs: int, stop_before: int = 0) -> None:
         super().__init__(lambda engine, batch: None)
         self.counter = Counter()
+        self.network = nn.Identity()
         self.state.max_epochs = epochs
         self.stop_before = stop_before
         self.seen: list[int] = []
