@@ -36,9 +36,10 @@ def refuse_crop_size(network: nn.Module, crop_size: Sequence[int], batch_size: i
         raise
     except (ValueError, RuntimeError) as error:
         raise InputError(
-            f"the network cannot be trained on crops of {list(crop_size)} in batches of "
-            f"{batch_size} ({first_mismatch(error)}): choose another crop_size, or put "
-            f"custom.networks.any_size.AnySize around it."
+            f"the network cannot be trained on crops of {list(crop_size)} with "
+            f"{network.inner_channels} channels in batches of {batch_size} "
+            f"({first_mismatch(error)}): choose another crop_size, put "
+            f"custom.networks.any_size.AnySize around it, or mend its in_channels."
         ) from error
     finally:
         inner.train(was_training)
