@@ -64,7 +64,7 @@ class CropDataset(Dataset[Sample]):
     Raises:
         InputError: a volume has no labels or an id that is no class, the crop is larger than every
             volume or smaller than an offset, or no crop has enough labels; cached targets are
-            wanted that are not there or are others.
+            wanted that are not there or are others; features that are not read are to have a dtype.
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class CropDataset(Dataset[Sample]):
         if feature_dtype not in FEATURE_DTYPES:
             raise InputError(
                 f"feature_dtype must be null, 'float16' or 'float32', got {feature_dtype!r}."
+            )
+        if feature_dtype and not use_tokens:
+            raise InputError(
+                f"feature_dtype is {feature_dtype!r}, but the network takes no features "
+                f"(token_channels is 0): set it to null."
             )
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         targets.refuse_crop(self.crop_size)

@@ -22,6 +22,7 @@ from custom.features.spec import FeatureSpec
 from custom.files import replacing
 from custom.json_fields import read_object
 from custom.live import FeatureVolume
+from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,22 @@ class BestModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Best score so far and what it was reached on, for the checkpoint."""
-        return {"voi": self.voi, "features": self.description.get("features")}
+        network = network_settings(self.description.get("config", {}))
+        return {
+            "voi": self.voi,
+            "features": self.description.get("features"),
+            "network": network,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Best score of the run that is taken up.
 
         Raises:
-            ValueError: that run was trained on other features.
+            ValueError: that run was trained on other features, or with another network.
         """
+        network = network_settings(self.description.get("config", {}))
+        if different := network_difference(state.get("network", {}), network):
+            raise ValueError(f"trained with a network that differs in: {', '.join(different[:3])}")
         before, now = state.get("features"), self.description.get("features")
         if before and now and self._sees_features():
             difference = FeatureSpec.from_json(before).difference(FeatureSpec.from_json(now))

@@ -23,6 +23,8 @@ from custom.features.pca import BASIS_FILE
 from custom.features.spec import FeatureSpec
 from custom.handlers import as_uint8
 from custom.model_files import read_description
+from custom.network_settings import network_difference, network_settings
+from custom.preflight import running_config
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
 from custom.volumes import create_ome_zarr_array
@@ -97,6 +99,13 @@ class ModelLoader:
             raise InputError(
                 f"model '{self.model_dir}' was trained with affinity_offsets "
                 f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
+            )
+        trained_as = network_settings(description.get("config", {}))
+        if different := network_difference(trained_as, network_settings(running_config())):
+            raise InputError(
+                f"model '{self.model_dir}' is of another network, it differs in: "
+                f"{', '.join(different[:3])}; give the settings that it was trained with, or train "
+                f"again."
             )
         for name, size in _voxel_sizes(self.dataset).items():
             others = description.get("other_voxel_sizes_nm", [])

@@ -9,6 +9,7 @@ from ignite.engine import Engine
 from monai.engines import SupervisedTrainer
 
 from custom.checkpoints import TrainingCheckpoint
+from custom.crop_check import refuse_crop_size
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
@@ -35,6 +36,8 @@ class TrainingSession:
         history: attached here, so that it sees an epoch's validation.
         checkpoint: restores and saves; attached here, after everything that it saves.
         iterations_per_epoch: steps of an epoch.
+        crop_size: (D, H, W) that the network is to be trained on.
+        batch_size: crops per step.
     """
 
     def __init__(
@@ -43,19 +46,23 @@ class TrainingSession:
         history: Attachable,
         checkpoint: TrainingCheckpoint,
         iterations_per_epoch: int,
+        crop_size: Sequence[int],
+        batch_size: int,
     ) -> None:
         self.trainer = trainer
         history.attach(trainer)
         checkpoint.attach(trainer)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
+        self.crop_size, self.batch_size = crop_size, batch_size
 
     def run(self) -> None:
         """Train; a finished training is left as it is.
 
         Raises:
-            InputError: the checkpoint does not fit.
+            InputError: the network cannot take the crops; the checkpoint does not fit.
         """
+        refuse_crop_size(self.trainer.network, self.crop_size, self.batch_size)
         self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
         state = self.trainer.state
         if state.epoch >= state.max_epochs:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from ignite.engine import Engine, Events
+from torch import nn
 
 from custom.checkpoints import TrainingCheckpoint, save_atomically
 from custom.errors import InputError
@@ -29,6 +30,7 @@ class Trainer(Engine):
     def __init__(self, epochs: int, stop_before: int = 0) -> None:
         super().__init__(lambda engine, batch: None)
         self.counter = Counter()
+        self.network = nn.Identity()
         self.state.max_epochs = epochs
         self.stop_before = stop_before
         self.seen: list[int] = []
@@ -56,7 +58,7 @@ class NoHistory:
 
 def session(folder: Path, trainer: Trainer) -> TrainingSession:
     checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"counter": trainer.counter})
-    return TrainingSession(trainer, NoHistory(), checkpoint, 2)  # type: ignore[arg-type]
+    return TrainingSession(trainer, NoHistory(), checkpoint, 2, (4, 4, 4), 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("stop_before", [1, 2, 3])

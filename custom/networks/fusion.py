@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom.errors import InputError
+from custom.json_fields import flag
 from custom.networks.upsampling import LearnedUpsampling
 from custom.planes import PLANES, upsample_batch
 
@@ -41,7 +42,8 @@ class TokenFusion(nn.Module):
         """Fuse plane grids to voxels.
 
         Args:
-            tokens: by plane, (B, C, d, h, w), zyx, see ``PlaneGrid``.
+            tokens: by plane, (B, C, d, h, w), zyx, see ``PlaneGrid``; planes that are not given do
+                not count in the mean.
             placements: by plane, (B, 2, 3) start and step in voxels.
             shape: (D, H, W) of the crop.
 
@@ -51,15 +53,23 @@ class TokenFusion(nn.Module):
         Raises:
             ValueError: no tokens.
         """
-        total: Tensor | None = None
+        if not tokens:
+            raise ValueError("no tokens to fuse")
+        shares = self._shares(list(tokens))
+        total = None
         for plane, values in tokens.items():
             projected = self.project(values.float().movedim(1, -1)).movedim(-1, 1)
             finer, placement = self.refine(projected, placements[plane], plane)
-            dense = upsample_batch(finer, placement, shape, plane)
+            counted = finer * shares[plane].to(finer.dtype)
+            dense = upsample_batch(counted, placement, shape, plane)
             total = dense if total is None else total + dense
-        if total is None:
-            raise ValueError("no tokens to fuse")
-        return total / len(tokens)
+        assert total is not None
+        return total
+
+    def _shares(self, planes: Sequence[str]) -> dict[str, Tensor]:
+        """What each plane counts, (channels or 1, 1, 1, 1), one in sum."""
+        share = self.project.weight.new_full((1, 1, 1, 1), 1 / len(planes))
+        return dict.fromkeys(planes, share)
 
     def project_dense(self, features: Tensor) -> Tensor:
         """The same projection of features that are upsampled and averaged already.
@@ -82,6 +92,140 @@ class TokenFusion(nn.Module):
         return F.conv3d(features.float(), kernel, self.project.bias)
 
 
+class WeightedFusion(TokenFusion):
+    """As ``TokenFusion``, but every channel learns how much each plane counts.
+
+    Weights are a softmax over the planes that are given, one for each channel of the result; they
+    begin equal, so the fusion begins as the mean.
+
+    Args:
+        in_channels: as in ``TokenFusion``.
+        out_channels: as in ``TokenFusion``.
+        upsampling_steps: as in ``TokenFusion``.
+        planes: that tokens may be given of.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        upsampling_steps: int = 0,
+        planes: Sequence[str] = PLANES,
+    ) -> None:
+        super().__init__(in_channels, out_channels, upsampling_steps)
+        self.logits = nn.ParameterDict({p: nn.Parameter(torch.zeros(out_channels)) for p in planes})
+
+    def _shares(self, planes: Sequence[str]) -> dict[str, Tensor]:
+        _refuse_planes(planes, list(self.logits))
+        shares = torch.stack([self.logits[plane] for plane in planes]).softmax(0)
+        return {p: share[:, None, None, None] for p, share in zip(planes, shares, strict=True)}
+
+    def project_dense(self, features: Tensor) -> Tensor:
+        """Refused: dense features are a mean already.
+
+        Raises:
+            InputError: always.
+        """
+        raise _no_dense("weighted")
+
+
+class ConcatFusion(nn.Module):
+    """Every plane has its own projection; what they say together decides, voxel by voxel.
+
+    Tokens are projected on patches and upsampled; the results of all planes, one after the other,
+    go through GELU and a 1 x 1 x 1 convolution. Without the GELU all of it would be linear: a mean
+    with a projection for each plane.
+
+    Args:
+        in_channels: channels C of a token.
+        out_channels: channels of the result, and of each plane's projection.
+        upsampling_steps: learned doublings of the in-plane resolution; each plane has its own.
+        planes: that tokens are given of, all of them always.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        upsampling_steps: int = 0,
+        planes: Sequence[str] = PLANES,
+    ) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict({p: nn.Linear(in_channels, out_channels) for p in planes})
+        self.refine = nn.ModuleDict(
+            {p: LearnedUpsampling(out_channels, upsampling_steps) for p in planes}
+        )
+        self.join = nn.Conv3d(len(planes) * out_channels, out_channels, 1)
+
+    def forward(
+        self, tokens: dict[str, Tensor], placements: dict[str, Tensor], shape: Sequence[int]
+    ) -> Tensor:
+        """Fuse plane grids to voxels; arguments and result as in ``TokenFusion``.
+
+        Raises:
+            InputError: tokens of other planes than the fusion was made for.
+        """
+        _refuse_planes(list(tokens), list(self.project))
+        if missing := [plane for plane in self.project if plane not in tokens]:
+            raise InputError(
+                f"fusion 'concat' needs tokens of every plane in features.planes, but the batch "
+                f"has none of {missing[0]}: use fusion 'mean' or 'weighted' for planes that may be "
+                f"missing."
+            )
+        dense = []
+        for plane, project in self.project.items():
+            projected = project(tokens[plane].float().movedim(1, -1)).movedim(-1, 1)
+            finer, placement = self.refine[plane](projected, placements[plane], plane)
+            dense.append(upsample_batch(finer, placement, shape, plane))
+        fused: Tensor = self.join(F.gelu(torch.cat(dense, dim=1)))
+        return fused
+
+    def project_dense(self, features: Tensor) -> Tensor:
+        """Refused: dense features do not say what each plane has seen.
+
+        Raises:
+            InputError: always.
+        """
+        raise _no_dense("concat")
+
+
+def _refuse_planes(given: Sequence[str], known: Sequence[str]) -> None:
+    """Tokens of a plane that there are no weights for."""
+    for plane in given:
+        if plane not in known:
+            raise InputError(
+                f"the batch has tokens of plane {plane}, which the network was not made for: name "
+                f"it in features.planes."
+            )
+
+
+def _no_dense(fusion: str) -> InputError:
+    return InputError(
+        f"fusion '{fusion}' takes the tokens of each plane, but features of the dense layout are "
+        f"averaged over planes already: set fusion to 'mean', or features.layout to 'tokens'."
+    )
+
+
+FUSIONS = ("mean", "weighted", "concat")
+
+
+def token_fusion(
+    name: str, in_channels: int, out_channels: int, upsampling_steps: int, planes: Sequence[str]
+) -> TokenFusion | ConcatFusion:
+    """A fusion by name, arguments as in ``ConcatFusion``.
+
+    Raises:
+        InputError: no such fusion.
+    """
+    if name == "mean":
+        return TokenFusion(in_channels, out_channels, upsampling_steps)
+    if name == "weighted":
+        return WeightedFusion(in_channels, out_channels, upsampling_steps, planes)
+    if name == "concat":
+        return ConcatFusion(in_channels, out_channels, upsampling_steps, planes)
+    raise InputError(f"fusion must be one of {', '.join(FUSIONS)}, got {name!r}.")
+
+
 class TokenUNet(nn.Module):
     """A network on raw and fused tokens: one tensor out, affinities first, then LSDs.
 
@@ -89,13 +233,17 @@ class TokenUNet(nn.Module):
         network: takes (B, C, D, H, W), where C is 1 for raw plus ``fused_channels`` for tokens,
             returns logits of the same size.
         token_channels: channels of a token; 0 for a raw-only network.
-        fused_channels: channels that tokens are projected to; unused if ``token_channels`` is 0.
+        fused_channels: channels that tokens are projected to; a raw-only network has none.
         use_raw: join the raw channel; False for tokens alone.
         upsampling_steps: learned doublings of the tokens' in-plane resolution after projection; 3
             make one entry per voxel of a patch of 8 voxels. 0 upsamples linearly.
+        fusion: of the planes: "mean" (``TokenFusion``), "weighted" (``WeightedFusion``) or "concat"
+            (``ConcatFusion``).
+        planes: that tokens are given of.
 
     Raises:
-        InputError: neither raw nor tokens; ``upsampling_steps`` out of range.
+        InputError: neither raw nor tokens; ``upsampling_steps`` out of range; no such ``fusion``; a
+            raw-only network is to upsample or fuse tokens in a way of its own.
     """
 
     def __init__(
@@ -105,18 +253,33 @@ class TokenUNet(nn.Module):
         fused_channels: int = 16,
         use_raw: bool = True,
         upsampling_steps: int = 0,
+        fusion: str = "mean",
+        planes: Sequence[str] = PLANES,
     ) -> None:
         super().__init__()
-        if not (use_raw or token_channels):
+        if not (flag(use_raw, "use_raw") or token_channels):
             raise InputError(
                 "a network needs raw, tokens or both: use_raw is false and token_channels is 0."
             )
+        if not token_channels and (upsampling_steps or fusion != "mean"):
+            raise InputError(
+                f"a network without tokens (token_channels is 0) has none to upsample or fuse, but "
+                f"learned_upsampling_steps is {upsampling_steps} and fusion {fusion!r}: set them "
+                f"to 0 and 'mean', or token_channels to the features' channels."
+            )
         self.network = network
-        self.fusion: TokenFusion | None = None
+        self.fusion: TokenFusion | ConcatFusion | None = None
         if token_channels:
-            self.fusion = TokenFusion(token_channels, fused_channels, upsampling_steps)
+            self.fusion = token_fusion(
+                fusion, token_channels, fused_channels, upsampling_steps, planes
+            )
         self.fused_channels = fused_channels
         self.use_raw = use_raw
+
+    @property
+    def inner_channels(self) -> int:
+        """Channels of the inner network's input."""
+        return int(self.use_raw) + (self.fused_channels if self.fusion is not None else 0)
 
     def forward(
         self,

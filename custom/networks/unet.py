@@ -1,42 +1,19 @@
-"""3D UNet."""
+"""UNet for volumes, in three dimensions or section by section."""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from custom.errors import InputError
-
-Stride = tuple[int, int, int]
-
-NORMS = ("batch", "group", "instance")
-
-
-def normalization(name: str, channels: int) -> nn.Module:
-    """Normalisation layer of that name for (B, channels, D, H, W)."""
-    if name == "batch":
-        return nn.BatchNorm3d(channels)
-    if name == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
-    if name == "group":
-        groups = next(g for g in (8, 4, 2, 1) if channels % g == 0)
-        return nn.GroupNorm(groups, channels)
-    raise InputError(f"norm must be one of {', '.join(NORMS)}, got {name!r}.")
-
-
-def conv_block(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
-    """Twice 3x3x3 convolution, normalisation, ReLU."""
-    layers: list[nn.Module] = []
-    for channels in (in_channels, out_channels):
-        layers += [
-            nn.Conv3d(channels, out_channels, 3, padding=1, bias=False),
-            normalization(norm, out_channels),
-            nn.ReLU(inplace=True),
-        ]
-    return nn.Sequential(*layers)
+from custom.json_fields import flag, per_axis
+from custom.networks.any_size import checked_dimensions, on_any_size
+from custom.networks.blocks import ResidualBlock, conv_block, up_layer
+from custom.networks.checkpointing import checkpointed
+from custom.networks.norms import Norm
 
 
 class UNet(nn.Module):
@@ -45,16 +22,29 @@ class UNet(nn.Module):
     Inputs of any size are padded at their far ends to a multiple of the strides by repeating the
     border, and the output is cropped back.
 
+    With ``dimensions`` 2 every section (plane yx) is an image of its own, for convolutions, norms
+    and dropout alike: the prediction of a volume is that of its sections. Kernels and strides are 1
+    along z then, whatever is given there.
+
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output (logits, no activation).
         channels: channels per level, finest first; at least two levels.
-        strides: step from each level to the next, zyx, one fewer than ``channels``; default 2
-            everywhere. Anisotropic data want (1, 2, 2) until voxels are about cubic.
-        norm: "group", "instance" or "batch".
+        strides: step from each level to the next, one number or three (zyx), one fewer than
+            ``channels``; default 2. Anisotropic data want (1, 2, 2) until voxels are about cubic.
+        kernels: size of the convolutions of each level, one odd number or three, as many as
+            ``channels``; default 3. Anisotropic data want (1, 3, 3) until voxels are about cubic.
+        norm: as in ``normalization``.
+        residual: add a block's input to its output.
+        dropout: probability with which a block's channel is set to 0 in training.
+        upsampling: "transposed" or "interpolation", as in ``up_layer``.
+        dimensions: 3 or 2.
+        checkpointing: keep only what goes from block to block, and compute the rest again for the
+            gradient: less memory, about a third more time, the same gradients (``checkpointed``).
 
     Raises:
-        InputError: fewer than two levels, strides that are not as above, unknown norm.
+        InputError: fewer than two levels; strides or kernels that are not as above; unknown norm or
+            upsampling; ``dropout``, ``dimensions`` or a switch out of range.
 
     Source:
         Ronneberger et al. 2015, MICCAI; Cicek et al. 2016, MICCAI.
@@ -65,55 +55,107 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         channels: Sequence[int] = (16, 32, 64),
-        strides: Sequence[Sequence[int]] | None = None,
-        norm: str = "group",
+        strides: Sequence[int | Sequence[int]] | None = None,
+        kernels: Sequence[int | Sequence[int]] | None = None,
+        norm: Norm = "group",
+        residual: bool = False,
+        dropout: float = 0.0,
+        upsampling: str = "transposed",
+        dimensions: int = 3,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if len(channels) < 2:
-            raise InputError(f"channels must name at least two levels, got {list(channels)}.")
-        self.strides = _checked_strides(strides, len(channels) - 1)
+        self.dimensions = checked_dimensions(dimensions)
+        self.checkpointing = flag(checkpointing, "checkpointing")
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise InputError(f"unet_dropout must be a number from 0 to below 1, got {dropout!r}.")
+        levels = _checked_channels(channels)
+        self.strides = checked_strides(strides, levels - 1)
+        steps = [stride[3 - dimensions :] for stride in self.strides]
+        sizes = [kernel[3 - dimensions :] for kernel in _checked_kernels(kernels, levels)]
+        block = ResidualBlock if flag(residual, "unet_residual") else conv_block
         self.down = nn.ModuleList(
-            conv_block(a, b, norm) for a, b in pairwise((in_channels, *channels))
+            block(a, b, size, norm, dropout)
+            for (a, b), size in zip(pairwise((in_channels, *channels)), sizes, strict=True)
         )
-        self.pools = nn.ModuleList(nn.MaxPool3d(s, s) for s in self.strides)
+        self.pools = nn.ModuleList(Pool[Pool.MAX, dimensions](s, s) for s in steps)
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(b, a, s, s)
-            for (a, b), s in zip(pairwise(channels), self.strides, strict=True)
+            up_layer(b, a, s, upsampling)
+            for (a, b), s in zip(pairwise(channels), steps, strict=True)
         )
-        self.merge = nn.ModuleList(conv_block(2 * a, a, norm) for a in channels[:-1])
-        self.head = nn.Conv3d(channels[0], out_channels, 1)
+        self.merge = nn.ModuleList(
+            block(2 * a, a, size, norm, dropout)
+            for a, size in zip(channels[:-1], sizes[:-1], strict=True)
+        )
+        self.head = Conv[Conv.CONV, dimensions](channels[0], out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, out_channels, D, H, W) of ``x`` (B, in_channels, D, H, W)."""
-        shape = x.shape[2:]
-        x = self._pad(x)
-        skips = []
-        for block, pool in zip(self.down[:-1], self.pools, strict=True):
-            x = block(x)
-            skips.append(x)
-            x = pool(x)
-        x = self.down[-1](x)
+        multiple = [math.prod(stride[axis] for stride in self.strides) for axis in range(3)]
+        return on_any_size(self._logits, x, multiple, self.dimensions)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self._decode(self._encode(x)))
+        return logits
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Output of every level's first block, finest first."""
+        found = [self._run(self.down[0], x)]
+        for block, pool in zip(self.down[1:], self.pools, strict=True):
+            found.append(self._run(block, pool(found[-1])))
+        return found
+
+    def _decode(self, levels: list[Tensor]) -> Tensor:
+        """Output of the finest level's second block."""
+        *skips, x = levels
         for up, merge in zip(reversed(self.up), reversed(self.merge), strict=True):
-            x = merge(torch.cat([skips.pop(), up(x)], dim=1))
-        logits: Tensor = self.head(x)
-        return logits[..., : shape[0], : shape[1], : shape[2]]
+            x = self._run(merge, torch.cat([skips.pop(), up(x)], dim=1))
+        return x
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """Repeat the far border until every level divides evenly."""
-        pad: list[int] = []
-        for axis in range(3):
-            factor = math.prod(stride[axis] for stride in self.strides)
-            pad = [0, -x.shape[2 + axis] % factor, *pad]
-        return F.pad(x, pad, mode="replicate") if any(pad) else x
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpointed(block, x)
+        found: Tensor = block(x)
+        return found
 
 
-def _checked_strides(strides: Sequence[Sequence[int]] | None, steps: int) -> list[Stride]:
-    """One stride for each step from level to level."""
-    if strides is None:
-        return [(2, 2, 2)] * steps
-    if len(strides) != steps or any(len(s) != 3 or min(s) < 1 for s in strides):
+def _checked_channels(channels: Sequence[int]) -> int:
+    """Number of levels."""
+    if len(channels) < 2 or any(type(c) is not int or c < 1 for c in channels):
         raise InputError(
-            f"strides must be {steps} (one fewer than channels) of three numbers from 1 on, got "
-            f"{[list(s) for s in strides]}."
+            f"unet_channels must name at least two levels, whole numbers from 1 on, got "
+            f"{list(channels)}."
         )
-    return [(z, y, x) for z, y, x in strides]
+    return len(channels)
+
+
+def checked_strides(
+    strides: Sequence[int | Sequence[int]] | None, steps: int
+) -> list[tuple[int, int, int]]:
+    """One stride for each step from level to level, zyx; 2 everywhere where none are given.
+
+    Raises:
+        InputError: not so many, or not whole numbers from 1 on.
+    """
+    what = f"unet_strides (one or three numbers for each of {steps} steps between levels)"
+    return _per_level([2] * steps if strides is None else strides, steps, what)
+
+
+def _checked_kernels(
+    kernels: Sequence[int | Sequence[int]] | None, levels: int
+) -> list[tuple[int, int, int]]:
+    """One kernel for each level."""
+    what = f"unet_kernels (one or three odd numbers for each of {levels} levels)"
+    found = _per_level([3] * levels if kernels is None else kernels, levels, what)
+    if any(size % 2 == 0 for kernel in found for size in kernel):
+        raise InputError(f"{what} must be odd, got {kernels}.")
+    return found
+
+
+def _per_level(
+    values: Sequence[int | Sequence[int]], count: int, what: str
+) -> list[tuple[int, int, int]]:
+    """So many whole numbers from 1 on per axis."""
+    if not isinstance(values, Sequence) or len(values) != count:
+        raise InputError(f"{what} must be a list of {count}, got {values!r}.")
+    return [(z, y, x) for z, y, x in (per_axis(value, what) for value in values)]

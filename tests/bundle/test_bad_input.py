@@ -418,6 +418,47 @@ def test_a_checkpoint_of_another_network_is_named(project: Path) -> None:
     assert len(sentence) < 600
 
 
+def test_a_checkpoint_of_another_network_with_weights_that_fit_is_refused(project: Path) -> None:
+    sentence = refused("training", project, epochs=3, unet_norm="instance")
+    says(sentence, ['unet_norm ("instance", not "group")', "another model_dir"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"fusion": "maximum"}, ["fusion must be one of mean, weighted, concat", "maximum"]),
+        ({"unet_norm": "layer"}, ["unet_norm", "layer", "batch_renorm"]),
+        ({"unet_kernels": [3, 4]}, ["unet_kernels", "odd"]),
+        ({"token_channels": 0, "fusion": "concat"}, ["without tokens", "fusion 'concat'"]),
+        ({"token_channels": 0, "learned_upsampling_steps": 2}, ["learned_upsampling_steps is 2"]),
+        ({"token_channels": 0, "feature_dtype": "float16"}, ["feature_dtype", "null"]),
+        ({"checkpointing": "yes"}, ["checkpointing must be true or false"]),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_network_settings_that_cannot_be_are_named(
+    project: Path, changes: dict[str, Any], parts: list[str]
+) -> None:
+    shutil.rmtree(project / "model")
+    says(refused("training", project, **changes), parts)
+
+
+def test_a_crop_that_the_network_cannot_take_is_told_before_the_first_step(project: Path) -> None:
+    shutil.rmtree(project / "model")
+    bare = {
+        "_target_": "monai.networks.nets.SegResNetDS",
+        "in_channels": 3,
+        "out_channels": 14,
+        "init_filters": 4,
+        "blocks_down": [1, 1, 1],
+        "norm": "instance",
+    }
+    changes = {"network_def#network": bare, "crop_size": [16, 16, 14]}
+    sentence = refused("training", project, **changes)
+    says(sentence, ["crops of [16, 16, 14]", "divisible by [4, 4, 4]", "AnySize"])
+    assert not (project / "model").exists()
+
+
 def test_a_model_without_its_checkpoint_is_not_overwritten(project: Path) -> None:
     (project / "model" / "last.pt").unlink()
     before = (project / "model" / "model.pt").read_bytes()
@@ -453,6 +494,17 @@ def test_a_model_of_other_offsets_is_refused(project: Path) -> None:
 
 
 def test_a_model_of_another_network_is_refused(project: Path) -> None:
+    sentence = refused("inference", project, unet_channels=[4, 12])
+    says(
+        sentence, [str(project / "model"), "another network", "unet_channels ([4, 12], not [4, 8])"]
+    )
+    sentence = refused("inference", project, unet_norm="instance")  # whose weights would fit
+    says(sentence, [str(project / "model"), 'unet_norm ("instance", not "group")'])
+
+
+def test_a_model_whose_weights_do_not_fit_is_refused(project: Path) -> None:
+    path = project / "model" / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "config": {}}))
     sentence = refused("inference", project, unet_channels=[4, 12])
     says(sentence, [str(project / "model" / "model.pt"), "another network", "size mismatch"])
     assert len(sentence) < 600

@@ -1,0 +1,51 @@
+"""Whether a network can take the crops that it is to be trained on."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from custom.checkpoints import first_mismatch
+from custom.errors import InputError
+from custom.networks.fusion import TokenUNet
+
+
+def refuse_crop_size(network: nn.Module, crop_size: Sequence[int], batch_size: int) -> None:
+    """Say before the first step that a network cannot be trained on such crops.
+
+    The inner network of a ``TokenUNet`` runs in training mode on shapes alone, without values,
+    memory or change; networks of another form are left to the first step.
+
+    Args:
+        network: that will be trained.
+        crop_size: (D, H, W).
+        batch_size: crops at once.
+
+    Raises:
+        InputError: it cannot.
+    """
+    network = getattr(network, "module", network)  # of DistributedDataParallel
+    if not isinstance(network, TokenUNet):
+        return
+    inner, was_training = network.network, network.network.training
+    image = torch.empty(batch_size, network.inner_channels, *crop_size, device="meta")
+    try:
+        functional_call(inner.train(), _shapes_of(inner), (image,))
+    except InputError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the network cannot be trained on crops of {list(crop_size)} with "
+            f"{network.inner_channels} channels in batches of {batch_size} "
+            f"({first_mismatch(error)}): choose another crop_size, put "
+            f"custom.networks.any_size.AnySize around it, or mend its in_channels."
+        ) from error
+    finally:
+        inner.train(was_training)
+
+
+def _shapes_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers without values."""
+    parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return {name: torch.empty_like(part, device="meta") for name, part in parts.items()}
