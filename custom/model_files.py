@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 from safetensors.torch import save_file
 from torch import nn
@@ -73,7 +74,10 @@ class BestModel:
         logger.info("epoch %d: best model so far, VOI %.3f", state.epoch, self.voi)
 
     def _save(self, found: Mapping[str, Any]) -> None:
-        weights = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = {  # copies: safetensors takes no two names of the same memory
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.network.state_dict().items()
+        }
         described = json.dumps({**self.description, **found}, indent=2)
         names = MODEL_FILES if self.basis is None else (*MODEL_FILES, BASIS_FILE)
         with ExitStack() as files:  # all are written before the first takes its place

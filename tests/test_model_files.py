@@ -51,6 +51,37 @@ def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
     assert [oct(file.stat().st_mode & 0o777) for file in files] == ["0o644"] * 3
 
 
+class Twice(nn.Module):
+    """Has its layer under two names, as MONAI's DynUNet has all of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = self.other = nn.Linear(1, 1, bias=False)
+        self.weight = self.one.weight
+
+
+def test_weights_with_two_names_are_saved_under_both(tmp_path: Path) -> None:
+    validated(BestModel(str(tmp_path), Twice(), {}), 1.0)
+    for weights in (
+        torch.load(tmp_path / "model.pt", weights_only=True),
+        load_file(tmp_path / "model.safetensors"),
+    ):
+        Twice().load_state_dict(weights)
+        assert {weight.item() for weight in weights.values()} == {1}
+
+
+def test_a_network_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
+    def best(norm: str) -> BestModel:
+        definition = {"_target_": "A", "norm": "@unet_norm"}
+        config = {"network_def": definition, "unet_norm": norm}
+        return BestModel(str(tmp_path), nn.Linear(1, 1), {"config": config})
+
+    state = best("group").state_dict()
+    best("group").load_state_dict(state)
+    with pytest.raises(ValueError, match=r'differs in: unet_norm \("instance", not "group"\)'):
+        best("instance").load_state_dict(state)
+
+
 def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path) -> None:
     first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
     validated(first, 1.0)
