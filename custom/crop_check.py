@@ -1,10 +1,10 @@
 """Whether a network can take the crops that it is to be trained on."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from custom.checkpoints import first_mismatch
 from custom.errors import InputError
@@ -28,10 +28,10 @@ def refuse_crop_size(network: nn.Module, crop_size: Sequence[int], batch_size: i
     network = getattr(network, "module", network)  # of DistributedDataParallel
     if not isinstance(network, TokenUNet):
         return
-    inner, was_training = network.network, network.network.training
+    inner = without_values(network.network).train()
     image = torch.empty(batch_size, network.inner_channels, *crop_size, device="meta")
     try:
-        functional_call(inner.train(), _shapes_of(inner), (image,))
+        inner(image)
     except InputError:
         raise
     except (ValueError, RuntimeError) as error:
@@ -41,11 +41,13 @@ def refuse_crop_size(network: nn.Module, crop_size: Sequence[int], batch_size: i
             f"({first_mismatch(error)}): choose another crop_size, put "
             f"custom.networks.any_size.AnySize around it, or mend its in_channels."
         ) from error
-    finally:
-        inner.train(was_training)
 
 
-def _shapes_of(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers without values."""
-    parts = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return {name: torch.empty_like(part, device="meta") for name, part in parts.items()}
+def without_values(network: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers have shapes only."""
+    shapes: dict[int, object] = {
+        id(b): torch.empty_like(b, device="meta") for b in network.buffers()
+    }
+    for parameter in network.parameters():
+        shapes[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"))
+    return deepcopy(network, shapes)  # parts with two names, as in DynUNet, stay one
