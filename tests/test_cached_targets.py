@@ -279,7 +279,7 @@ def test_samples_with_cached_targets_equal_those_with_computed_ones(cache_dir: P
 
 def test_reading_targets_computes_none(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update(cache_dir)
-    for name in ("affinities", "lsd_part", "weight_part"):
+    for name in ("affinity_part", "lsd_part", "weight_part"):
         monkeypatch.setattr(f"custom.transforms.{name}", None)
     assert crops(cache_dir)[3]["label"].shape == (SETTINGS.layout.num_targets, *CROP)
 
