@@ -94,8 +94,8 @@ class Deformation:
             result[axis] = zoomed.reshape(shape)
             displacements = self.displacements_nm[axis]
             if displacements.any():
-                for other, (index, weights) in enumerate(taps):
-                    displacements = filtered(displacements, other, index, weights)
+                for other in (2, 1, 0):  # z last: its slices are whole in memory
+                    displacements = filtered(displacements, other, *taps[other])
                 result[axis] += displacements / self.voxel_size_nm[axis]
         return result
 

@@ -1,7 +1,7 @@
 """A volume seen deformed: raw, labels, mask and features are in register by construction."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from custom.deformation import Deformation
+from custom.deformation import Deformation, RandDeformation
+from custom.errors import InputError
 from custom.features.intensity import IntensityWindow
 from custom.features.pca import PcaBasis
 from custom.features.spec import FeatureSpec
@@ -130,8 +131,7 @@ class WarpedVolume:
     def _sources(self, roi: Roi) -> NDArray[np.float64]:
         """Where the voxels of a box come from, (3, D, H, W) in voxels of the ROI."""
         voxels = _voxels(roi)
-        shifts = self.deformation.shifts(voxels)
-        return _exact(np.stack(np.meshgrid(*voxels, indexing="ij")) + shifts)
+        return _moved(voxels, self.deformation.shifts(voxels))
 
     def _read_file(self, roi: Roi) -> NDArray[np.floating[Any]]:
         """Deformed raw of a box, in voxels of the file, which may be finer than the ROI's."""
@@ -159,8 +159,33 @@ class WarpedVolume:
             for along, axis, c in zip(voxels, axes, corner, strict=True)
         ]
         ratios = np.array([axis.ratio for axis in axes])[:, None, None, None]
-        shifts = self.deformation.shifts(coarse) * ratios
-        return _exact(np.stack(np.meshgrid(*voxels, indexing="ij")) + shifts)
+        return _moved(voxels, self.deformation.shifts(coarse) * ratios)
+
+
+def deformed(volume: FeatureVolume, roi: Roi, deform: RandDeformation) -> WarpedVolume:
+    """A volume under a deformation that is drawn for a crop."""
+    return WarpedVolume(volume, deform.draw(roi, volume.voxel_size_nm))
+
+
+def refuse_undeformable(
+    volumes: Sequence[FeatureVolume], use_tokens: bool, cached_targets: bool
+) -> None:
+    """Deformed samples need features and targets that are made of what was deformed.
+
+    Raises:
+        InputError: features or targets come from a cache.
+    """
+    if cached_targets:
+        raise InputError(
+            "deformation needs targets of the deformed labels, and those of a cache are computed "
+            "already: set cached_targets to false, or deformation to null."
+        )
+    if use_tokens and not all(isinstance(volume, LiveVolume) for volume in volumes):
+        raise InputError(
+            "deformation needs features of the deformed raw, and those of a cache are extracted "
+            "already: set source to 'raw', or token_channels to 0 for a network on raw alone, or "
+            "deformation to null."
+        )
 
 
 def _slabs(roi: Roi) -> Iterator[Roi]:
@@ -178,9 +203,17 @@ def _voxels(roi: Roi) -> list[NDArray[np.float64]]:
     return [np.arange(b, e, dtype=np.float64) for b, e in zip(roi.begin, roi.end, strict=True)]
 
 
-def _exact(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    rounded: NDArray[np.float64] = np.rint(places * FINENESS) / FINENESS
-    return rounded
+def _moved(
+    voxels: Sequence[NDArray[np.float64]], shifts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Places of a grid's voxels after their shifts, as exact as they will be subtracted."""
+    z, y, x = voxels
+    places = shifts * FINENESS
+    for along, axis in zip((z[:, None, None], y[:, None], x), places, strict=True):
+        axis += along * FINENESS
+    np.rint(places, out=places)
+    places /= FINENESS
+    return places
 
 
 def _mirrored(places: NDArray[np.float64], size: int) -> NDArray[np.float64]:
