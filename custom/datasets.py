@@ -120,7 +120,7 @@ class CropDataset(Dataset[Sample]):
         self.feature_dtype = feature_dtype
         self.deformation = rand_deformation(deformation)
         if self.deformation:
-            refuse_undeformable(self.volumes, use_tokens, cached_targets)
+            refuse_undeformable(self.volumes, self.deformation, use_tokens, cached_targets)
         self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from custom.voxel_grid import Triple
 from custom.working_grid import filtered
 
 LARGEST_DISPLACEMENT = 0.4  # of the spacing: beyond 1 / 2.479 a cubic B-spline can fold
+ZOOMS = (0.1, 10.0)  # with 0.1, a crop reads 1000 times its own voxels
 DEFAULTS: Mapping[str, Any] = {
     "elastic_nm": 0.0,
     "spacing_nm": None,
@@ -208,10 +209,10 @@ def rand_deformation(settings: Mapping[str, Any] | None) -> RandDeformation | No
 
 def _zoom(value: Sequence[float]) -> tuple[float, float]:
     low, high = numbers(list(value) if isinstance(value, tuple) else value, 2, "deformation.zoom")
-    if not 0 < low <= high:
+    if not ZOOMS[0] <= low <= high <= ZOOMS[1]:
         raise InputError(
-            f"deformation.zoom must be the smallest and the largest zoom, both above 0, got "
-            f"{[low, high]}."
+            f"deformation.zoom must be the smallest and the largest zoom, both from {ZOOMS[0]:g} "
+            f"to {ZOOMS[1]:g}, got {[low, high]}."
         )
     return float(low), float(high)
 

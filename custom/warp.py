@@ -168,12 +168,16 @@ def deformed(volume: FeatureVolume, roi: Roi, deform: RandDeformation) -> Warped
 
 
 def refuse_undeformable(
-    volumes: Sequence[FeatureVolume], use_tokens: bool, cached_targets: bool
+    volumes: Sequence[FeatureVolume],
+    deform: RandDeformation,
+    use_tokens: bool,
+    cached_targets: bool,
 ) -> None:
     """Deformed samples need features and targets that are made of what was deformed.
 
     Raises:
-        InputError: features or targets come from a cache.
+        InputError: features or targets come from a cache, or a single section would be bent out of
+            its plane.
     """
     if cached_targets:
         raise InputError(
@@ -185,6 +189,12 @@ def refuse_undeformable(
             "deformation needs features of the deformed raw, and those of a cache are extracted "
             "already: set source to 'raw', or token_channels to 0 for a network on raw alone, or "
             "deformation to null."
+        )
+    sections = [volume.id for volume in volumes if volume.shape[0] == 1]
+    if sections and deform.elastic_nm and not deform.in_plane:
+        raise InputError(
+            f"volume '{sections[0]}' is a single section, which deformation would bend out of its "
+            "plane: set deformation.in_plane to true."
         )
 
 

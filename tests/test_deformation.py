@@ -195,10 +195,8 @@ class TestDraws:
         ({"elastic_nm": 21, "spacing_nm": 50}, "elastic_nm 21 could fold .* make it 20 or less"),
         ({"elastic_nm": 20, "spacing_nm": 50, "zoom": [1, 2]}, "zoom up to 2, make it 10 or less"),
         ({"zoom": 1.1}, "deformation.zoom must be a list of 2 numbers, got 1.1"),
-        (
-            {"zoom": [0, 1]},
-            "deformation.zoom must be the smallest and the largest zoom, both above",
-        ),
+        ({"zoom": [0, 1]}, r"smallest and the largest zoom, both from 0.1 to 10, got \[0, 1\]"),
+        ({"zoom": [1, 11]}, r"smallest and the largest zoom, both from 0.1 to 10, got \[1, 11\]"),
         ({"zoom": [1.2, 0.8]}, "deformation.zoom must be the smallest and the largest zoom"),
         ({"zoom": [0.9, math.nan]}, "deformation.zoom must be a list of 2 numbers"),
         ({"zoom": [0.9, 1.1], "zoom_per_axis": "no"}, "deformation.zoom_per_axis must be true or"),

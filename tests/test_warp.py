@@ -430,4 +430,12 @@ class TestSamples:
 
     def test_targets_of_a_cache_cannot_be_deformed(self, cached: list[CachedVolume]) -> None:
         with pytest.raises(InputError, match="set cached_targets to false, or deformation to null"):
-            refuse_undeformable(cached, use_tokens=False, cached_targets=True)
+            refuse_undeformable(cached, RAND, use_tokens=False, cached_targets=True)
+
+    def test_a_single_section_cannot_leave_its_plane(self) -> None:
+        volume: Any = volume_of(np.ones(SHAPE, np.uint32))
+        volume.raw = volume.raw[:1]
+        with pytest.raises(InputError, match=r"'arrays' is a single section, .*in_plane to true"):
+            refuse_undeformable([volume], RAND, use_tokens=False, cached_targets=False)
+        for allowed in (RandDeformation(zoom=[0.8, 1]), RandDeformation(9, 50, in_plane=True)):
+            refuse_undeformable([volume], allowed, use_tokens=False, cached_targets=False)
