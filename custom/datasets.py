@@ -197,9 +197,7 @@ class CropDataset(Dataset[Sample]):
         enough = counts[inner].mean() >= self.min_labelled
         return bool(enough and (self.targets.classes or (counts & (labels != 0)).any()))
 
-    def _read(
-        self, truth: Truth, offset: tuple[int, ...], halo: tuple[int, int, int]
-    ) -> Sample:
+    def _read(self, truth: Truth, offset: tuple[int, ...], halo: tuple[int, int, int]) -> Sample:
         volume, roi = truth.volume, Roi(offset, self.crop_size)
         labels, mask = truth.read(roi.grow(halo, halo))
         sample: Sample = {

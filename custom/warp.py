@@ -83,6 +83,10 @@ class WarpedVolume:
         """Whether there are labels and their mask."""
         return self.source.has_labels
 
+    def label_ids(self) -> NDArray[np.uint64]:
+        """The source's id of every label."""
+        return self.source.label_ids()
+
     def plane_grid(self, plane: str, roi: Roi | None = None) -> PlaneGrid:
         """A plane's features of the deformed raw for a box, or for the whole ROI.
 

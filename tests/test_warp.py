@@ -359,8 +359,8 @@ class TestSamples:
         dataset = crops(live, deformation={"zoom": [1.5, 1.5]})
         halo = target_halo(TARGETS, live[0].voxel_size_nm)
         for number in range(4):
-            index, offset, volume = dataset._draw(np.random.default_rng((3, number)))
-            sample, roi = dataset[number], Roi(offset, CROP)
+            index, offset, truth = dataset._draw(np.random.default_rng((3, number)))
+            sample, roi, volume = dataset[number], Roi(offset, CROP), truth.volume
             assert isinstance(volume, WarpedVolume) and volume.source is dataset.volumes[index]
             centre = [o + (n - 1) / 2 for o, n in zip(offset, CROP, strict=True)]
             assert volume.deformation.centre == tuple(centre)
@@ -378,7 +378,7 @@ class TestSamples:
         self, cached: list[CachedVolume]
     ) -> None:
         dataset = crops(cached, use_tokens=False)
-        drawn = [dataset._draw(np.random.default_rng((3, n)))[2] for n in range(400)]
+        drawn = [dataset._draw(np.random.default_rng((3, n)))[2].volume for n in range(400)]
         share = np.mean([isinstance(volume, WarpedVolume) for volume in drawn])
         assert share == pytest.approx(0.5, abs=0.07)
 
