@@ -1,7 +1,7 @@
 """Random crops of volumes, for training."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from custom.cached_targets import refuse_other_targets, stored_targets
+from custom.deformation import RandDeformation, rand_deformation
 from custom.errors import InputError
 from custom.json_fields import flag, whole_numbers
 from custom.live import FeatureVolume
@@ -22,6 +23,7 @@ from custom.targets.halo import target_halo
 from custom.targets.masks import eroded
 from custom.targets.settings import TargetSettings
 from custom.truth import Truth
+from custom.warp import deformed, refuse_undeformable
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +62,13 @@ class CropDataset(Dataset[Sample]):
             ``boundary_weights`` too (``stored_targets``), its halo is as wide as the offsets.
         use_raw: read raw; False for networks on features alone: ``image`` is 0 then.
         feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
+        deformation: arguments of ``RandDeformation``, whose draws deform crops; None for none.
 
     Raises:
         InputError: a volume has no labels or an id that is no class, the crop is larger than every
             volume or smaller than an offset, or no crop has enough labels; cached targets are
-            wanted that are not there or are others; features that are not read are to have a dtype.
+            wanted that are not there or are others; features that are not read are to have a dtype;
+            crops are to be deformed, but tokens or targets come from a cache.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class CropDataset(Dataset[Sample]):
         cached_targets: bool = False,
         use_raw: bool = True,
         feature_dtype: str | None = None,
+        deformation: Mapping[str, Any] | None = None,
     ) -> None:
         self.cached_targets = flag(cached_targets, "cached_targets")
         if cached_targets:
@@ -113,6 +118,9 @@ class CropDataset(Dataset[Sample]):
         self.transform = transform
         self.use_raw = use_raw
         self.feature_dtype = feature_dtype
+        self.deformation = rand_deformation(deformation)
+        if self.deformation:
+            refuse_undeformable(self.volumes, self.deformation, use_tokens, cached_targets)
         self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:
@@ -121,8 +129,8 @@ class CropDataset(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         """Sample of that number; numbers go on from one epoch to the next."""
         random = np.random.default_rng((self.seed, number))
-        index, offset = self._draw(random)
-        sample = self._read(index, offset)
+        index, offset, truth = self._draw(random)
+        sample = self._read(truth, offset, self.halos[index])
         if self.transform is None:
             return sample
         transform = deepcopy(self.transform)  # of this sample alone: threads share the dataset
@@ -150,8 +158,9 @@ class CropDataset(Dataset[Sample]):
     def _places(self, volume: FeatureVolume) -> int:
         return int(np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)]))
 
-    def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...]]:
-        """A volume and a place in it with enough labels."""
+    def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...], Truth]:
+        """A volume, a place in it with enough labels, and the volume as it is deformed there."""
+        deform = self._drawn_deformation(random)
         for _ in range(MAX_DRAWS):
             index = int(random.choice(len(self.volumes), p=self.shares))
             volume = self.volumes[index]
@@ -159,27 +168,38 @@ class CropDataset(Dataset[Sample]):
                 int(random.integers(s - c + 1))
                 for c, s in zip(self.crop_size, volume.shape, strict=True)
             )
-            if self._is_usable(index, Roi(offset, self.crop_size)):
-                return index, offset
+            roi, truth = Roi(offset, self.crop_size), self.truths[index]
+            if deform:
+                truth = truth.seen_in(deformed(volume, roi, deform))
+            if self._is_usable(truth, roi):
+                return index, offset, truth
         raise InputError(
             f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} has labels in "
             f"{self.min_labelled:.0%} of its voxels; check labels and mask, or lower min_labelled."
         )
 
-    def _is_usable(self, index: int, roi: Roi) -> bool:
+    def _drawn_deformation(self, random: np.random.Generator) -> RandDeformation | None:
+        """What deforms this sample, its random state seeded; None if it stays as it is."""
+        if self.deformation is None:
+            return None
+        deform = deepcopy(self.deformation)
+        deform.set_random_state(seed=int(random.integers(2**32)))
+        deform.randomize()
+        return deform if deform.deforms else None
+
+    def _is_usable(self, truth: Truth, roi: Roi) -> bool:
         """Whether labels count in enough of a crop, and there is something to learn."""
         erosion = self.targets.mask_erosion
-        labels, mask = self.truths[index].read(roi.grow(erosion, erosion))
+        labels, mask = truth.read(roi.grow(erosion, erosion))
         counts = np.zeros_like(mask)
         inner = tuple(slice(e, e + n) for e, n in zip(erosion, roi.shape, strict=True))
         counts[inner] = eroded(mask, erosion)[inner]
         enough = counts[inner].mean() >= self.min_labelled
         return bool(enough and (self.targets.classes or (counts & (labels != 0)).any()))
 
-    def _read(self, index: int, offset: tuple[int, ...]) -> Sample:
-        volume, halo = self.volumes[index], self.halos[index]
-        roi = Roi(offset, self.crop_size)
-        labels, mask = self.truths[index].read(roi.grow(halo, halo))
+    def _read(self, truth: Truth, offset: tuple[int, ...], halo: tuple[int, int, int]) -> Sample:
+        volume, roi = truth.volume, Roi(offset, self.crop_size)
+        labels, mask = truth.read(roi.grow(halo, halo))
         sample: Sample = {
             "image": self._image(volume, roi),
             "labels": torch.from_numpy(labels)[None],

@@ -1,6 +1,7 @@
 """Volumes whose features are extracted when they are asked for, instead of read from a cache."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
 from custom.features.dense import dense_features
-from custom.features.extraction import extract_planes
+from custom.features.extraction import ReadRaw, extract_planes
 from custom.features.intensity import IntensityWindow, entry_window, to_uint8
 from custom.features.pca import PcaBasis
 from custom.features.reduced import load_reduced
@@ -147,9 +148,20 @@ class LiveVolume:
             "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
         }
         self._whole: dict[str, PlaneGrid] = {}
+        self._read: ReadRaw = opened.source.read
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_whole": {}}
+
+    def reading(self, read: ReadRaw) -> "LiveVolume":
+        """The volume with features of what ``read`` gives for raw, and all else as it is.
+
+        Args:
+            read: returns any box (D, H, W) inside the raw file's voxels.
+        """
+        volume = copy(self)
+        volume._read = read
+        return volume
 
     @property
     def spec(self) -> FeatureSpec:
@@ -222,10 +234,9 @@ class LiveVolume:
 
     def _extract(self, plane: str, roi: Roi) -> PlaneGrid:
         spec = replace(self.spec, planes=(plane,))
-        read, shape = self.opened.source.read, self.opened.raw.metadata.shape
         return extract_planes(
-            read,
-            shape,
+            self._read,
+            self.opened.raw.metadata.shape,
             self._in_raw(roi),
             self.features.backbone,
             spec,

@@ -16,7 +16,7 @@ from torch import nn
 
 import custom
 from custom.channels import ChannelLayout
-from custom.checkpoints import state_bytes
+from custom.checkpoints import first_mismatch, load_checkpoint, state_bytes
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import FeatureSpec
@@ -182,3 +182,45 @@ def read_description(model_dir: str | Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"model description '{path}' lacks '{missing[0]}': train again.")
     return dict(found)
+
+
+def load_weights(model_dir: str | Path, network: nn.Module) -> None:
+    """Load ``model.pt`` into the network that it was trained as.
+
+    Raises:
+        InputError: the file is damaged, or of another network.
+    """
+    path = Path(model_dir) / "model.pt"
+    weights = load_checkpoint(path)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"model '{path}' is of another network than network_def: {first_mismatch(error)}."
+        ) from error
+
+
+def refuse_other_features(
+    model_dir: str | Path, description: Mapping[str, Any], spec: FeatureSpec
+) -> None:
+    """A model must see the features that it was trained on.
+
+    Args:
+        model_dir: folder of the model, for messages.
+        description: its ``model.json``.
+        spec: features that it will be given.
+
+    Raises:
+        InputError: these are others.
+    """
+    difference = FeatureSpec.from_json(description["features"]).difference(spec)
+    if len(difference) == 1 and difference[0].startswith("pca_digest"):
+        raise InputError(
+            f"model '{model_dir}' was trained on components of another basis than the "
+            f"'{BASIS_FILE}' of these features: put back the one that it was trained with."
+        )
+    if difference:
+        raise InputError(
+            f"model '{model_dir}' was trained on features that differ from the request "
+            f"in: {', '.join(difference)}; use its backbone and features, or train again."
+        )

@@ -17,12 +17,9 @@ from torch import nn
 
 import custom
 from custom.channels import ChannelLayout
-from custom.checkpoints import first_mismatch, load_checkpoint
 from custom.errors import InputError
-from custom.features.pca import BASIS_FILE
-from custom.features.spec import FeatureSpec
 from custom.handlers import as_uint8
-from custom.model_files import read_description
+from custom.model_files import load_weights, read_description, refuse_other_features
 from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
 from custom.segmentation.segmenter import MutexWatershedSegmenter
@@ -70,31 +67,14 @@ class ModelLoader:
         """Check and load."""
         description = read_description(self.model_dir)
         self._check(description)
-        weights = load_checkpoint(self.model_dir / "model.pt")
-        try:
-            self.network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise InputError(
-                f"model '{self.model_dir / 'model.pt'}' is of another network than network_def: "
-                f"{first_mismatch(error)}."
-            ) from error
+        load_weights(self.model_dir, self.network)
         state: Any = engine.state
         state.model_description = description
 
     def _check(self, description: Mapping[str, Any]) -> None:
-        trained = FeatureSpec.from_json(description["features"])
         wanted = dataset_spec(self.dataset)
-        difference = trained.difference(wanted) if wanted else []
-        if len(difference) == 1 and difference[0].startswith("pca_digest"):
-            raise InputError(
-                f"model '{self.model_dir}' was trained on components of another basis than the "
-                f"'{BASIS_FILE}' of these features: put back the one that it was trained with."
-            )
-        if difference:
-            raise InputError(
-                f"model '{self.model_dir}' was trained on features that differ from the request "
-                f"in: {', '.join(difference)}; use its backbone and features, or train again."
-            )
+        if wanted:
+            refuse_other_features(self.model_dir, description, wanted)
         if description["affinity_offsets"] != self.affinity_offsets:
             raise InputError(
                 f"model '{self.model_dir}' was trained with affinity_offsets "

@@ -1,5 +1,6 @@
 """What a sample of a volume holds, with the names that transforms and networks know."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ from funlib.geometry import Roi
 from numpy.typing import NDArray
 from torch import Tensor
 
-from custom.features.intensity import IntensityWindow, to_unit_range
+from custom.features.dense import dense_features
+from custom.features.intensity import IntensityWindow, to_uint8, to_unit_range
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
 from custom.live import FeatureVolume
@@ -22,6 +24,11 @@ def image_tensor(raw: NDArray[np.uint8], window: IntensityWindow) -> Tensor:
     return torch.from_numpy(to_unit_range(raw, window) * 2 - 1)[None]
 
 
+def image_of(raw: NDArray[Any], window: IntensityWindow) -> Tensor:
+    """Raw (D, H, W) of any type, its intensity window on [-1, 1], in the 256 steps of a cache."""
+    return image_tensor(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
+
+
 def add_features(sample: Sample, volume: FeatureVolume, roi: Roi | None = None) -> None:
     """Features of a box, or of the whole volume, in the layout that the volume has."""
     if volume.spec.layout == "dense":
@@ -29,6 +36,16 @@ def add_features(sample: Sample, volume: FeatureVolume, roi: Roi | None = None) 
         return
     for plane in volume.spec.planes:
         add_grid(sample, plane, volume.plane_grid(plane, roi))
+
+
+def add_extracted(sample: Sample, spec: FeatureSpec, grids: Mapping[str, PlaneGrid]) -> None:
+    """Features of a sample's whole ``image``, in the layout of the spec."""
+    if spec.layout == "dense":
+        dtype = getattr(torch, spec.float_dtype)
+        add_dense(sample, spec, dense_features(grids, sample["image"].shape[1:], dtype))
+    else:
+        for plane, grid in grids.items():
+            add_grid(sample, plane, grid)
 
 
 def add_dense(sample: Sample, spec: FeatureSpec, features: Tensor) -> None:

@@ -1,5 +1,7 @@
 """The labels of a volume as training and validation want them: objects, or classes."""
 
+from copy import copy
+
 import numpy as np
 from funlib.geometry import Roi
 from numpy.typing import NDArray
@@ -24,6 +26,12 @@ class Truth:
         self.table = None
         if classes is not None:
             self.table = classes.table(volume.label_ids(), f"labels of volume '{volume.id}'")
+
+    def seen_in(self, volume: FeatureVolume) -> "Truth":
+        """The same of the volume as it is deformed."""
+        seen = copy(self)
+        seen.volume = volume
+        return seen
 
     def read(self, roi: Roi) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Labels or classes of a box (D, H, W), and where they count; 0 and False outside."""

@@ -14,14 +14,13 @@ from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
 from custom.features.cache import open_cache
-from custom.features.dense import dense_features
 from custom.features.extraction import extract_planes
-from custom.features.intensity import IntensityWindow, entry_window, to_uint8
+from custom.features.intensity import IntensityWindow, entry_window
 from custom.features.reduced import load_reduced
 from custom.features.settings import complete_settings
 from custom.features.spec import FeatureSpec
 from custom.live import FeatureVolume
-from custom.samples import Sample, add_dense, add_features, add_grid, image_tensor
+from custom.samples import Sample, add_extracted, add_features, image_of, image_tensor
 
 REGIONS = ("roi", "volume")
 
@@ -118,8 +117,7 @@ class RawVolumeDataset(Dataset[Sample]):
         opened = self.entries[index]
         roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
         window = entry_window(opened, self.percentiles)
-        raw = opened.read_raw(roi)
-        image = image_tensor(to_uint8(raw, window), window if raw.dtype == np.uint8 else (0, 255))
+        image = image_of(opened.read_raw(roi), window)
         place = opened.voxel_size_nm, opened.offset_nm(roi)
         sample = _described(image, opened.entry.id, *place)
         if self.use_tokens:
@@ -142,12 +140,7 @@ class RawVolumeDataset(Dataset[Sample]):
             progress=True,
             raw_axes=opened.raw_axes,
         )
-        if self.spec.layout == "dense":
-            dtype = getattr(torch, self.spec.float_dtype)
-            add_dense(sample, self.spec, dense_features(grids, roi.shape, dtype))
-        else:
-            for plane, grid in grids.items():
-                add_grid(sample, plane, grid)
+        add_extracted(sample, self.spec, grids)
 
 
 def inference_dataset(

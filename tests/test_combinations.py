@@ -241,7 +241,7 @@ def test_crops_are_the_whole_volume_cropped(project: Project) -> None:
     for number in range(3):
         sample = crops[number]
         assert_close(others[number], sample, rounding(volume))
-        _, offset = crops._draw(np.random.default_rng((0, number)))
+        _, offset, _ = crops._draw(np.random.default_rng((0, number)))
         box = (slice(None), *Roi(offset, size).to_slices())
         torch.testing.assert_close(voxelwise(sample), features[box], atol=1e-3, rtol=1e-3)
 
