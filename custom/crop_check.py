@@ -14,8 +14,8 @@ from custom.networks.fusion import TokenUNet
 def refuse_crop_size(network: nn.Module, crop_size: Sequence[int], batch_size: int) -> None:
     """Say before the first step that a network cannot be trained on such crops.
 
-    The inner network of a ``TokenUNet`` runs in training mode on shapes alone, without values,
-    memory or change; networks of another form are left to the first step.
+    A copy of the inner network of a ``TokenUNet`` runs in training mode on shapes alone, without
+    values; networks of another form are left to the first step.
 
     Args:
         network: that will be trained.

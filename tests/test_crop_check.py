@@ -1,6 +1,6 @@
 import pytest
 import torch
-from monai.networks.nets import SegResNetDS
+from monai.networks.nets import DynUNet, SegResNetDS
 from torch import Tensor, nn
 
 from custom.crop_check import refuse_crop_size
@@ -49,8 +49,16 @@ def test_channels_that_do_not_fit_are_one_sentence() -> None:
         refuse_crop_size(TokenUNet(UNet(4, 2), 5, fused_channels=2), (8, 8, 8), 1)
 
 
-def test_the_network_is_left_as_it_was() -> None:
-    network = TokenUNet(UNet(1, 2, (4, 6), norm="batch_renorm"), 0).eval()
+@pytest.mark.parametrize(
+    "inner",
+    [
+        UNet(1, 2, (4, 6), norm="batch_renorm"),
+        DynUNet(3, 1, 2, [3] * 3, [1, 2, 1], [2, 1], [4, 6, 8]),  # has its layers under two names
+    ],
+    ids=lambda inner: type(inner).__name__,
+)
+def test_the_network_is_left_as_it_was(inner: nn.Module) -> None:
+    network = TokenUNet(inner, 0).eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     refuse_crop_size(network, (8, 8, 8), 1)
     assert not network.network.training

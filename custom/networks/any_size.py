@@ -68,13 +68,21 @@ def on_any_size(
         (B, K, D, H, W).
     """
     batch = x.shape[0]
-    x = x.movedim(2, 1).flatten(0, 1) if dimensions == 2 else x
+    x = to_sections(x) if dimensions == 2 else x
     output = network(pad_to_multiple(x, multiple[3 - dimensions :]))
     for axis, size in enumerate(x.shape[2:], 2):
         output = output.narrow(axis, 0, size)
-    if dimensions == 2:
-        output = output.reshape(batch, -1, *output.shape[1:]).movedim(1, 2)
-    return output
+    return from_sections(output, batch) if dimensions == 2 else output
+
+
+def to_sections(x: Tensor) -> Tensor:
+    """Volumes (B, C, D, H, W) as images (B * D, C, H, W)."""
+    return x.movedim(2, 1).flatten(0, 1)
+
+
+def from_sections(x: Tensor, batch: int) -> Tensor:
+    """Images (B * D, C, H, W) as so many volumes (B, C, D, H, W)."""
+    return x.reshape(batch, -1, *x.shape[1:]).movedim(1, 2)
 
 
 def checked_dimensions(dimensions: object) -> int:

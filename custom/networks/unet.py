@@ -1,7 +1,7 @@
 """UNet for volumes, in three dimensions or section by section."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,10 +10,17 @@ from torch import Tensor, nn
 
 from custom.errors import InputError
 from custom.json_fields import flag, per_axis
-from custom.networks.any_size import checked_dimensions, on_any_size
+from custom.networks.any_size import (
+    checked_dimensions,
+    from_sections,
+    on_any_size,
+    to_sections,
+)
 from custom.networks.blocks import ResidualBlock, conv_block, up_layer
 from custom.networks.checkpointing import checkpointed
 from custom.networks.norms import Norm
+
+FuseLevel = Callable[[int, Tensor], Tensor]
 
 
 class UNet(nn.Module):
@@ -89,20 +96,40 @@ class UNet(nn.Module):
         )
         self.head = Conv[Conv.CONV, dimensions](channels[0], out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, out_channels, D, H, W) of ``x`` (B, in_channels, D, H, W)."""
+    def forward(self, x: Tensor, fuse_level: FuseLevel | None = None) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            x: (B, in_channels, D, H, W).
+            fuse_level: called with the number of every level on the way down, 0 is the finest, and
+                its features (B, channels, d, h, w) of the padded input; what it returns, of the
+                same shape, goes to the decoder and to the next level.
+
+        Returns:
+            (B, out_channels, D, H, W).
+        """
         multiple = [math.prod(stride[axis] for stride in self.strides) for axis in range(3)]
-        return on_any_size(self._logits, x, multiple, self.dimensions)
+        fuse = self._fuse_as_seen(fuse_level, x.shape[0])
 
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self._decode(self._encode(x)))
-        return logits
+        def logits(padded: Tensor) -> Tensor:
+            found: Tensor = self.head(self._decode(self._encode(padded, fuse)))
+            return found
 
-    def _encode(self, x: Tensor) -> list[Tensor]:
-        """Output of every level's first block, finest first."""
-        found = [self._run(self.down[0], x)]
-        for block, pool in zip(self.down[1:], self.pools, strict=True):
-            found.append(self._run(block, pool(found[-1])))
+        return on_any_size(logits, x, multiple, self.dimensions)
+
+    def _fuse_as_seen(self, fuse_level: FuseLevel | None, batch: int) -> FuseLevel:
+        """``fuse_level`` for features as the network has them; without, they stay as they are."""
+        if fuse_level is None:
+            return lambda _, features: features
+        if self.dimensions == 3:
+            return fuse_level
+        return lambda level, x: to_sections(fuse_level(level, from_sections(x, batch)))
+
+    def _encode(self, x: Tensor, fuse: FuseLevel) -> list[Tensor]:
+        """Output of every level's first block, fused, finest first."""
+        found = [fuse(0, self._run(self.down[0], x))]
+        for level, (block, pool) in enumerate(zip(self.down[1:], self.pools, strict=True), 1):
+            found.append(fuse(level, self._run(block, pool(found[-1]))))
         return found
 
     def _decode(self, levels: list[Tensor]) -> Tensor:

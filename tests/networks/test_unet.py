@@ -88,6 +88,34 @@ def test_a_2d_network_is_a_3d_one_whose_kernels_and_strides_are_1_along_z():
         torch.testing.assert_close(flat(image), thick(image), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_fused_into_a_level_reaches_the_decoder_and_the_next_level(
+    dimensions, checkpointing
+):
+    torch.manual_seed(0)
+    settings = {"dimensions": dimensions, "checkpointing": checkpointing}
+    network = UNet(2, 3, (4, 6, 8), [(2, 2, 2), (2, 2, 3)], norm="batch", **settings)
+    image = torch.randn(2, 2, 5, 11, 10)
+    seen = {}
+
+    def watch(level, features):
+        seen[level] = features.shape[1:]
+        return features
+
+    assert torch.equal(network(image, watch), network(image))
+    if dimensions == 3:
+        assert seen == {0: (4, 8, 12, 12), 1: (6, 4, 6, 6), 2: (8, 2, 3, 2)}
+    else:
+        assert seen == {0: (4, 5, 12, 12), 1: (6, 5, 6, 6), 2: (8, 5, 3, 2)}
+    for level in range(3):
+        at_level = torch.zeros(seen[level], requires_grad=True)
+        network(image, lambda n, x, a=at_level, at=level: x + a if n == at else x).sum().backward()
+        assert at_level.grad.abs().amax((0, 2, 3)).min() > 0  # every section of every level
+        changed = network(image, lambda n, x, at=level: 0 * x if n == at else x)
+        assert not torch.allclose(changed, network(image))
+
+
 def test_what_is_given_along_z_does_not_matter_in_2d():
     torch.manual_seed(0)
     one = UNet(2, 3, (4, 6), [(2, 2, 3)], [(5, 3, 3), 3], dimensions=2).eval()
