@@ -200,6 +200,8 @@ def _slices(roi: Roi | Sequence[slice] | None, shape: Sequence[int]) -> tuple[sl
     if roi is None:
         return tuple(slice(0, n) for n in shape)
     given = roi.to_slices() if isinstance(roi, Roi) else roi
+    if len(given) != len(shape):
+        raise InputError(f"roi must have {('two', 'three')[len(shape) - 2]} axes, got {roi}")
     box = tuple(
         slice(s.start or 0, n if s.stop is None else s.stop)
         for s, n in zip(given, shape, strict=True)

@@ -12,7 +12,7 @@ instructions of the loops over a row.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import numba
@@ -34,13 +34,27 @@ _Tables = tuple[_Sums, _Floats, _Floats, _Floats]  # sums of the kernel x; kerne
 _Scratch = tuple[_Floats, _Floats, _Whole, _Whole, _Floats, _Floats]
 
 
-def _compiled(function: Callable[..., Any], keep: bool = False) -> Callable[..., Any]:
-    """``function`` compiled when it is first called; kept on disk where there is a place."""
-    compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+def _compiled(function: Callable[..., Any], cache: bool = False) -> Callable[..., Any]:
+    """``function`` compiled when it is first called, alone or into a compiled caller."""
+    options = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
+    return options(cache=cache)(function)
+
+
+def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``_compiled``, and kept on disk for the next process where there is a place."""
     try:
-        return compiler(cache=keep)(function)
+        compiled = _compiled(function, cache=True)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return compiler()(function)
+        return _compiled(function)
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        try:
+            return compiled(*arguments)
+        except OSError:  # no room left there: it was compiled all the same
+            return compiled(*arguments)
+
+    return call
 
 
 @_compiled
@@ -284,7 +298,7 @@ def _write_tile(
     return summed
 
 
-@partial(_compiled, keep=True)
+@_kept
 def describe_tiles(
     runs: _RunArrays,
     tiles: _Whole,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -62,15 +61,12 @@ def describe(
         np.asarray(floor, dtype=np.float32),
     )
     origin = tuple(s.start for s in roi)
-    work = partial(
-        describe_tiles,
-        (runs.z, runs.y, runs.begin, runs.end),
-        reach=reach,
-        tables=tables,
-        channels=np.asarray(channels, dtype=np.int64),
-        origin=origin,
-        out=out,
-    )
+    places = (runs.z, runs.y, runs.begin, runs.end)
+    chosen = np.asarray(channels, dtype=np.int64)
+
+    def work(share: NDArray[np.int64]) -> int:
+        return int(describe_tiles(places, share, reach, tables, chosen, origin, out))
+
     count = min(threads, len(tiles))
     shares = [np.ascontiguousarray(tiles[number::count]) for number in range(count)]
     if len(shares) <= 1:
