@@ -64,12 +64,7 @@ class Setting:
 def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
     """All figures; ``folder`` gets data and cache."""
     folder.mkdir(parents=True, exist_ok=True)
-    datalist = _datalist(setting, folder)
-    patch = load_backbone_and_spec(setting.backbone, {"window": 224})[0].patch_size
-    features = {
-        "pixels_per_voxel": patch / VOXELS_PER_PATCH,
-        "window": setting.cube * patch // VOXELS_PER_PATCH,
-    }
+    datalist, features = _datalist(setting, folder), _scale(setting)
     backbone, _ = load_backbone_and_spec(setting.backbone, features)
     windows = 3 * setting.cube
     before = _seconds_of_forward_passes(backbone, features["window"], windows // 2)
@@ -94,6 +89,23 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
             "1",
         ),
     ]
+
+
+def cached_cube(setting: Setting, folder: Path) -> CachedVolume:
+    """The cube with its features; ``folder`` gets data and cache."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _preprocess(setting, _datalist(setting, folder), folder, _scale(setting))
+    (volume,) = open_cache(folder / "cache", "training")
+    return volume
+
+
+def _scale(setting: Setting) -> dict[str, float]:
+    """Settings of features with one patch per ``VOXELS_PER_PATCH`` and one window per slice."""
+    patch = load_backbone_and_spec(setting.backbone, {"window": 224})[0].patch_size
+    return {
+        "pixels_per_voxel": patch / VOXELS_PER_PATCH,
+        "window": setting.cube * patch // VOXELS_PER_PATCH,
+    }
 
 
 def _datalist(setting: Setting, folder: Path) -> Path:

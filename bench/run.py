@@ -17,6 +17,7 @@ import fire
 
 from bench.features import VIT_S, Setting, feature_figures
 from bench.figures import Figure, publish
+from bench.targets import target_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results.json"
@@ -29,14 +30,15 @@ def bench(reuse: str | None = None, data: str | None = None, backbone: str | Non
     Args:
         reuse: folder of a demo: its finished steps count with the time they took then. Without it
             the demo runs in a new temporary folder.
-        data: OME-Zarr with raw and labels/neurons for the figures of features; without it, a
-            synthetic volume.
+        data: OME-Zarr with raw and labels/neurons for the figures of features and targets; without
+            it, a synthetic volume.
         backbone: folder or Hugging Face id for them; without it, a random DINOv3 ViT-S.
     """
     setting = Setting(backbone or VIT_S, data=Path(os.path.abspath(data)) if data else None)
     with tempfile.TemporaryDirectory() as fresh:
         folder = Path(os.path.abspath(reuse)) if reuse else Path(fresh) / "demo"
         figures = demo_figures(folder) + feature_figures(setting, Path(fresh) / "features")
+        figures += target_figures(setting.data, Path(fresh))
     measured_on = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},

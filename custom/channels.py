@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from custom.errors import InputError
-from custom.json_fields import hint
+from custom.json_fields import hint, not_negative
 
 LSD_CHANNELS = {2: 6, 3: 10}
 """Channels of local shape descriptors by number of dimensions."""
@@ -139,7 +139,7 @@ def channel_layout(
         raise InputError("affinity_offsets must name at least one offset [z, y, x]")
     if output_type == "affinities":
         return ChannelLayout(len(affinity_offsets), 0)
-    if not lsd_sigma_nm:
+    if lsd_sigma_nm is None or not_negative(lsd_sigma_nm, "lsd_sigma_nm") == 0:
         raise InputError(
             "output_type 'affinities_lsds' needs lsd_sigma_nm; give it, or set output_type to "
             "'affinities'"
