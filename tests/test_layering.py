@@ -22,6 +22,7 @@ BOTTOM = {
     "json_fields",
     "label_classes",
     "locations",
+    "loss_terms",
     "n5_metadata",
     "planes",
     "precomputed_metadata",
@@ -30,8 +31,8 @@ BOTTOM = {
     "working_grid",
     "zarr_metadata",
 }
-MIDDLE = {"features", "losses", "metrics", "networks", "segmentation", "targets"}
-ARRAYS_ONLY = {"losses", "metrics", "segmentation", "targets"}
+MIDDLE = {"class_losses", "features", "losses", "metrics", "networks", "segmentation", "targets"}
+ARRAYS_ONLY = {"class_losses", "loss_terms", "losses", "metrics", "segmentation", "targets"}
 FILE_MODULES = {
     "h5py",
     "io",
