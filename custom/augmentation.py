@@ -39,14 +39,15 @@ def orient(
         moved = sample[key].permute(0, *(1 + a for a in axes))
         result[key] = moved.flip([1 + a for a in flips]).contiguous()
     shape = result[keys[0]].shape[1:]
-    for plane, grid in triplane.permute(_grids(sample), axes).items():
+    for plane, grid in triplane.permute(token_grids(sample), axes).items():
         mirrored = triplane.flip(grid, flips, shape)
         result[f"tokens_{plane}"] = mirrored.values.contiguous()
         result[f"placement_{plane}"] = mirrored.placement
     return result
 
 
-def _grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
+def token_grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
+    """A sample's grids of tokens by plane; none with dense features, or without any."""
     return {
         plane: triplane.PlaneGrid.placed(sample[f"tokens_{plane}"], sample[f"placement_{plane}"])
         for plane in PLANES
@@ -57,7 +58,7 @@ def _grids(sample: Mapping[Hashable, Any]) -> dict[str, triplane.PlaneGrid]:
 def _steps(sample: Mapping[Hashable, Any]) -> dict[str, tuple[float, ...]]:
     """Distances of a sample's tokens, zyx, by plane; none without features."""
     if "features" not in sample:
-        return {plane: grid.step for plane, grid in _grids(sample).items()}
+        return {plane: grid.step for plane, grid in token_grids(sample).items()}
     steps = zip(PLANES, sample["token_steps"].tolist(), strict=True)
     return {plane: tuple(step) for plane, step in steps if any(step)}
 

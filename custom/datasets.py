@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 MAX_DRAWS = 1000  # so many that one usable crop in fifty is found in any run
+MAX_HIDDEN = 200  # so many that augmentation which hides nine samples in ten ends no run
 FEATURE_KEYS = {"features", *(f"tokens_{plane}" for plane in PLANES)}
 FEATURE_DTYPES = {None: None, "float16": torch.float16, "float32": torch.float32}
 
@@ -40,6 +41,7 @@ class CropDataset(Dataset[Sample]):
     every sample has its own copy of the transform. Volumes are drawn in proportion to the number of
     places a crop can take in them. Crops in which labels count in less than ``min_labelled`` of the
     voxels are drawn anew, and those without an object, too; background alone is a class, however.
+    So are samples in which the transform has left nothing that counts.
 
     A sample, before the transform: ``image`` (1, D, H, W) float32 in [-1, 1]; for every plane
     ``tokens_<plane>`` (C, d, h, w) and ``placement_<plane>`` (2, 3), see ``PlaneGrid``, or in the
@@ -66,9 +68,10 @@ class CropDataset(Dataset[Sample]):
 
     Raises:
         InputError: a volume has no labels or an id that is no class, the crop is larger than every
-            volume or smaller than an offset, or no crop has enough labels; cached targets are
-            wanted that are not there or are others; features that are not read are to have a dtype;
-            crops are to be deformed, but tokens or targets come from a cache.
+            volume or smaller than an offset, or no crop has enough labels or any left by the
+            transform; cached targets are wanted that are not there or are others; features that are
+            not read are to have a dtype; crops are to be deformed, but tokens or targets come from
+            a cache.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class CropDataset(Dataset[Sample]):
         self.shares = np.array(places) / sum(places)
         self.truths = [Truth(volume, targets.classes) for volume in self.volumes]
         self.halos = [target_halo(targets, v.voxel_size_nm, cached_targets) for v in self.volumes]
+        self.targets = targets
         self.num_samples = num_samples
         self.seed = seed
         self.min_labelled = min_labelled
@@ -129,8 +133,18 @@ class CropDataset(Dataset[Sample]):
     def __getitem__(self, number: int) -> Sample:
         """Sample of that number; numbers go on from one epoch to the next."""
         random = np.random.default_rng((self.seed, number))
-        index, offset, truth = self._draw(random)
-        sample = self._read(truth, offset, self.halos[index])
+        for _ in range(MAX_HIDDEN):
+            index, offset, truth = self._draw(random)
+            sample = self._transformed(self._read(truth, offset, self.halos[index]), random)
+            if self._counts(sample):
+                return sample
+        raise InputError(
+            f"augmentation left nothing that counts in {MAX_HIDDEN} of {MAX_HIDDEN} random crops, "
+            f"though labels counted in at least {self.min_labelled:.0%} of their voxels; let it "
+            "hide less, or raise min_labelled."
+        )
+
+    def _transformed(self, sample: Sample, random: np.random.Generator) -> Sample:
         if self.transform is None:
             return sample
         transform = deepcopy(self.transform)  # of this sample alone: threads share the dataset
@@ -138,6 +152,14 @@ class CropDataset(Dataset[Sample]):
             transform.set_random_state(seed=int(random.integers(2**32)))
         transformed: Sample = transform(sample)
         return transformed
+
+    def _counts(self, sample: Sample) -> bool:
+        """Whether a loss would see anything of a sample; without targets there is none."""
+        if "label" not in sample:
+            return True
+        layout = self.targets.layout
+        parts = [layout.valid, *([layout.lsd_mask] if layout.num_lsds else [])]
+        return any(bool(sample["label"][part].any()) for part in parts)
 
     def _fits(self, volume: FeatureVolume) -> bool:
         if not volume.has_labels:
@@ -161,6 +183,7 @@ class CropDataset(Dataset[Sample]):
     def _draw(self, random: np.random.Generator) -> tuple[int, tuple[int, ...], Truth]:
         """A volume, a place in it with enough labels, and the volume as it is deformed there."""
         deform = self._drawn_deformation(random)
+        unlabelled = 0
         for _ in range(MAX_DRAWS):
             index = int(random.choice(len(self.volumes), p=self.shares))
             volume = self.volumes[index]
@@ -171,11 +194,15 @@ class CropDataset(Dataset[Sample]):
             roi, truth = Roi(offset, self.crop_size), self.truths[index]
             if deform:
                 truth = truth.seen_in(deformed(volume, roi, deform))
-            if self._is_usable(truth, roi):
+            enough, has_object = self._labelled(truth, roi)
+            if enough and has_object:
                 return index, offset, truth
+            unlabelled += not enough
         raise InputError(
-            f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} has labels in "
-            f"{self.min_labelled:.0%} of its voxels; check labels and mask, or lower min_labelled."
+            f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} can be learned from: "
+            f"{unlabelled} have too few labels, as they count in less than {self.min_labelled:.0%} "
+            f"of their voxels, and {MAX_DRAWS - unlabelled} have no object; check labels and mask, "
+            "or lower min_labelled."
         )
 
     def _drawn_deformation(self, random: np.random.Generator) -> RandDeformation | None:
@@ -187,15 +214,15 @@ class CropDataset(Dataset[Sample]):
         deform.randomize()
         return deform if deform.deforms else None
 
-    def _is_usable(self, truth: Truth, roi: Roi) -> bool:
-        """Whether labels count in enough of a crop, and there is something to learn."""
+    def _labelled(self, truth: Truth, roi: Roi) -> tuple[bool, bool]:
+        """Whether labels count in enough of a crop, and whether there is something to learn."""
         erosion = self.targets.mask_erosion
         labels, mask = truth.read(roi.grow(erosion, erosion))
         counts = np.zeros_like(mask)
         inner = tuple(slice(e, e + n) for e, n in zip(erosion, roi.shape, strict=True))
         counts[inner] = eroded(mask, erosion)[inner]
         enough = counts[inner].mean() >= self.min_labelled
-        return bool(enough and (self.targets.classes or (counts & (labels != 0)).any()))
+        return bool(enough), bool(self.targets.classes or (counts & (labels != 0)).any())
 
     def _read(self, truth: Truth, offset: tuple[int, ...], halo: tuple[int, int, int]) -> Sample:
         volume, roi = truth.volume, Roi(offset, self.crop_size)

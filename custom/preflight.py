@@ -9,6 +9,7 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from custom.arenas import share_arenas
+from custom.augmentation_lists import check_augmentation
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
 
@@ -19,9 +20,13 @@ def begin() -> None:
     So does Ctrl-C, whose status stays that of the signal. Called by every config's ``initialize``.
     Other exceptions keep their traceback: they are bugs. Memory is bounded from here on, too
     (``share_arenas``).
+
+    Raises:
+        InputError: the augmentation is impossible (``check_augmentation``).
     """
     sys.excepthook = _explain
     share_arenas()
+    check_augmentation(running_config())
 
 
 def user_mistake(error: BaseException | None) -> InputError | None:

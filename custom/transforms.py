@@ -43,7 +43,7 @@ class LabelsToTargetsd(Transform):
         """Replace labels and mask by the target tensor."""
         sample = {key: value for key, value in data.items() if key not in CONSUMED}
         labels, mask = data["labels"][0].numpy(), data["mask"][0].numpy()
-        inner = _inner_box(labels.shape, data["image"].shape[1:])
+        inner = inner_box(labels.shape, data["image"].shape[1:])
         target = np.empty((self.layout.num_targets, *labels[inner].shape), dtype=np.float32)
         self._count_(target, labels, mask, inner)
         if "target" in data:
@@ -94,7 +94,7 @@ class LabelsToTargetsd(Transform):
         target[layout.weight] = weight_part(labels[near], mask[near], voxel_size_nm, settings)[part]
 
 
-def _inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:
+def inner_box(outer: Sequence[int], inner: Sequence[int]) -> Box:
     """The centre of ``outer`` that has the shape ``inner``."""
     z, y, x = (slice((o - i) // 2, (o - i) // 2 + i) for o, i in zip(outer, inner, strict=True))
     return z, y, x

@@ -12,6 +12,7 @@ from monai.transforms import Compose, RandScaleIntensityd, RandShiftIntensityd
 from torch import nn
 from torch.utils.data import DataLoader
 
+from custom.artefacts import RandBlackoutd
 from custom.augmentation import RandOrientationd
 from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
@@ -263,17 +264,42 @@ class TestCrops:
         assert min(_labelled(low, n) for n in range(30)) < 0.7
         assert min(_labelled(high, n) for n in range(30)) >= 0.75
 
+    def test_samples_of_which_augmentation_leaves_nothing_are_drawn_anew(
+        self, cache_dir: Path
+    ) -> None:
+        hidden = RandBlackoutd("image", 0.6, boxes=1, size=1.0)
+        targets = target_settings(OFFSETS, None)
+        valid = targets.layout.valid
+        whole = Compose([hidden, LabelsToTargetsd(targets)])
+        dataset, other = (crops(cache_dir, targets=targets, transform=whole) for _ in range(2))
+        asked = crops(cache_dir, targets=targets, transform=Compose([hidden]))
+        left = [bool((asked[number]["image"] != -1).any()) for number in range(40)]
+        assert 8 < sum(left) < 24
+        for number in reversed(range(40)):
+            assert dataset[number]["label"][valid].any()
+            assert_same(dataset[number], other[number])
+            same = torch.equal(dataset[number]["image"], asked[number]["image"])
+            assert same == left[number], "only what is hidden is drawn anew"
+
+    def test_augmentation_that_leaves_nothing_of_any_sample_is_refused(
+        self, cache_dir: Path
+    ) -> None:
+        hidden = RandBlackoutd("image", 1.0, size=1.0)
+        transform = Compose([hidden, LabelsToTargetsd(TARGETS)])
+        with pytest.raises(InputError, match=r"left nothing that counts in 200 of 200 random crop"):
+            crops(cache_dir, transform=transform)
+
     @pytest.mark.parametrize(
         ("section", "changes", "message"),
         [
             ("training", {"crop_size": (6, 16, 7)}, r"\[6, 16, 7\] is larger than every training"),
             ("training", {"crop_size": (6, 7)}, "crop_size must be a list of 3 numbers"),
             ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
-            ("training", {"min_labelled": 1.0}, "labels in 100% of its voxels"),
+            ("training", {"min_labelled": 1.0}, "1000 have too few labels, .* less than 100%"),
             ("training", {"feature_dtype": "int8"}, "feature_dtype must be null, 'float16' or"),
             ("validation", {}, "training volume 'bare' has no labels: name them"),
-            ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] has labels"),
-            ("test", {"min_labelled": 0.0}, "none of 1000 random crops"),
+            ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] can be learned from: 1000"),
+            ("test", {"min_labelled": 0.0}, "0 have too few labels, .* and 1000 have no object"),
             (
                 "training",
                 {"transform": RandOrientationd(("image", "labels", "mask"), "cube")},

@@ -562,6 +562,18 @@ def test_evaluating_before_inference_is_said(project: Path) -> None:
         ),
         ("training", {"train#dataset#min_labelled": 1.5, "num_workers": 1}, "random crops of"),
         pytest.param(
+            "training",
+            {"augmentations#mild#1#prob": 1.5},
+            "prob of RandShiftIntensityd must be a number from 0 to 1, got 1.5",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "training",
+            {"augmentation": "@augmentations#strong", "augmentations#strong#0#radius": -1},
+            "radius of RandMembranesd must be [low, high], whole numbers from 1 on",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             "inference", {"model_dir": "/absent"}, "no trained model", marks=pytest.mark.slow
         ),
     ],
