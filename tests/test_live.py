@@ -8,6 +8,7 @@ import torch
 from funlib.geometry import Roi
 from torch.utils.data import DataLoader
 
+from custom.channels import ChannelLayout
 from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
 from custom.features.cache import open_cache
@@ -123,7 +124,8 @@ def test_live_labels_of_classes_are_those_of_the_cache(datalist: Path, tmp_path:
     assert set(np.unique(volume.read_labels(box)[0])) == {0, 3}
     assert not volume.read_labels(Roi((3, 0, 0), (4, 4, 4)))[1].any()
     for found in (volume, cached):
-        description = model_description([found], [found], OFFSETS, SIGMA_NM)
+        layout = ChannelLayout(len(OFFSETS))
+        description = model_description([found], [found], layout, OFFSETS, SIGMA_NM)
         assert description["classes"] == {"a": 1, "b": 2, "c": 3}
 
 
