@@ -36,6 +36,7 @@ from custom.pictures import (
     png_bytes,
 )
 from custom.planes import PLANES
+from custom.targets.classes import ClassSettings
 from custom.volumes import Volume, open_volume
 
 logger = logging.getLogger(__name__)
@@ -250,7 +251,7 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
     if roi != opened.roi:
         logger.warning("%s: the segmentation covers %s of the ROI %s", entry.id, roi, opened.roi)
     attributes = _attributes(path)
-    classes = attributes.get("classes", [])
+    classes = attributes.get("classes")
     written = roi - shift
     return Comparison(
         opened.read_raw(roi),
@@ -258,7 +259,7 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
         segmentation.read(written),
         opened.voxel_size_nm,
         written,
-        classes,
+        classes["names"] if classes else (),
         per_section=attributes.get("dimensions") == 2,
     )
 
@@ -275,21 +276,21 @@ def _truth(opened: OpenEntry, roi: Roi) -> NDArray[np.integer]:
     return truth
 
 
-def _class_truth(opened: OpenEntry, roi: Roi, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Class ids of a box, ``UNKNOWN`` where there is no truth."""
+def _class_truth(opened: OpenEntry, roi: Roi, classes: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Class ids of a box, ``UNKNOWN`` where there is no truth; labels mean what they did before."""
+    names, id_ = classes["names"], opened.entry.id
+    settings = ClassSettings(
+        len(names), classes.get("ignore_label"), classes.get("class_of_labels", "ids")
+    )
     labels, annotated = opened.read_labels(roi)
-    truth = np.where(annotated, labels.astype(np.int64), UNKNOWN)
-    if truth.max(initial=0) >= len(classes):
-        raise InputError(
-            f"the labels of entry '{opened.entry.id}' hold the class id {truth.max()}, the "
-            f"segmentation has {len(classes)} classes (background included): correct the labels, "
-            f"or train with more classes"
-        )
+    ids, index = np.unique(labels, return_inverse=True)
+    table = settings.table(ids, f"labels of entry '{id_}'")
+    truth = np.where(annotated, table[index.reshape(labels.shape)], UNKNOWN)
     if not (truth > 0).any():
         raise InputError(
-            f"the labels of entry '{opened.entry.id}' hold none of the classes "
-            f"{', '.join(classes[1:])} where the segmentation is, so there is nothing to compare "
-            "with; check 'labels', 'mask' and 'roi' in the datalist"
+            f"the labels of entry '{id_}' hold none of the classes {', '.join(names[1:])} where "
+            "the segmentation is, so there is nothing to compare with; check 'labels', 'mask' and "
+            "'roi' in the datalist"
         )
     return truth
 

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import custom
-from custom.channels import ChannelLayout
 from custom.checkpoints import first_mismatch, load_checkpoint, state_bytes
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
@@ -27,6 +26,8 @@ from custom.live import FeatureVolume
 from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
 from custom.scores import VOI, KeyMetric
+from custom.targets.classes import ClassSettings
+from custom.targets.settings import TargetSettings
 
 logger = logging.getLogger(__name__)
 
@@ -130,26 +131,20 @@ class BestModel:
 def model_description(
     volumes: Sequence[FeatureVolume],
     validation: Sequence[FeatureVolume],
-    layout: ChannelLayout,
-    affinity_offsets: Sequence[Sequence[int]],
-    lsd_sigma_nm: float | None,
-    dimensions: int = 3,
+    targets: TargetSettings,
 ) -> dict[str, Any]:
     """What inference, and a reader, must know of a model.
 
     Args:
         volumes: training volumes.
         validation: validation volumes.
-        layout: of the network's channels.
-        affinity_offsets: voxels, zyx; left out for classes.
-        lsd_sigma_nm: left out without LSDs.
-        dimensions: 3, or 2 for networks that see one section at a time.
+        targets: that the network learned.
 
     Returns:
-        FeatureSpec, what is predicted (``PREDICTS``), offsets, sigma, channel order, names of the
-        predicted classes, ids of the labels' classes (None where labels have none), data split,
-        configuration and versions, plain JSON values; with reduced features also the name of their
-        basis' file.
+        FeatureSpec, what is predicted (``PREDICTS``), offsets, sigma, channel order, ids of the
+        labels' classes (None where labels have none), data split, configuration and versions, plain
+        JSON values; of predicted classes (else None) their names and what labels meant; with
+        reduced features also the name of their basis' file.
     """
     class_ids = volumes[0].metadata.get("entry", {}).get("class_ids")
     sizes = list(dict.fromkeys(volume.voxel_size_nm for volume in volumes))
@@ -160,10 +155,10 @@ def model_description(
     return {
         "features": volumes[0].spec.to_json(),
         **({} if volumes[0].spec.pca is None else {"basis": BASIS_FILE}),
-        **_predicted(layout, dimensions),
-        "affinity_offsets": [list(o) for o in affinity_offsets] if layout.num_affinities else [],
-        "lsd_sigma_nm": lsd_sigma_nm if layout.num_lsds else None,
-        "class_names": class_names(class_ids, layout.num_classes) if layout.num_classes else [],
+        **_predicted(targets),
+        "affinity_offsets": [list(offset) for offset in targets.affinity_offsets],
+        "lsd_sigma_nm": targets.lsd_sigma_nm,
+        "predicted_classes": _classes(targets.classes, class_ids),
         "voxel_size_nm": list(sizes[0]),
         "other_voxel_sizes_nm": [list(size) for size in sizes[1:]],
         "classes": class_ids,
@@ -177,15 +172,29 @@ def model_description(
     }
 
 
-def _predicted(layout: ChannelLayout, dimensions: int) -> dict[str, Any]:
+def _predicted(targets: TargetSettings) -> dict[str, Any]:
     """The values of ``PREDICTS``, and where each kind lies along the channel axis."""
+    layout = targets.layout
     kinds = {"classes": layout.classes} if layout.num_classes else {}
     kinds = kinds or {"affinities": layout.affinities, "lsds": layout.lsds}
     return {
         "output_type": layout.output_type,
-        "dimensions": dimensions,
+        "dimensions": targets.dimensions,
         "num_classes": layout.num_classes or None,
         "channels": {kind: [place.start, place.stop] for kind, place in kinds.items()},
+    }
+
+
+def _classes(
+    classes: ClassSettings | None, ids: Mapping[str, int | str] | None
+) -> dict[str, Any] | None:
+    """Names of the predicted classes, and what ids of labels mean, which evaluating asks for."""
+    if classes is None:
+        return None
+    return {
+        "names": class_names(ids, classes.num_classes),
+        "ignore_label": classes.ignore_label,
+        "class_of_labels": classes.of_labels,
     }
 
 

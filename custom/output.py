@@ -127,9 +127,9 @@ class SegmentationWriter:
 
     The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64
     and on request ``lsds`` (L, D, H, W) uint8; or, of classes, ``probabilities`` (N, D, H, W) uint8
-    and the ids of the most probable ones as ``labels/segmentation``, whose attribute ``classes``
-    names them in the order of their ids. It appears whole or not at all; the result of an earlier
-    inference at its place is replaced.
+    and the ids of the most probable ones as ``labels/segmentation``; the attribute ``classes`` has
+    their ``names`` in the order of their ids. It appears whole or not at all; the result of an
+    earlier inference at its place is replaced.
 
     Attach to the evaluator, after ``ModelLoader``, which it gets the segmentation settings that
     validation found best, and the classes' names, from.
@@ -219,9 +219,10 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Probabilities and class ids."""
-        names = description.get("class_names") or class_names(None, self.layout.num_classes)
-        yield Result("probabilities", as_uint8(prediction), {"classes": names})
-        yield Result(SEGMENTATION, predicted_classes(prediction), {"classes": names})
+        unnamed = {"names": class_names(None, self.layout.num_classes)}
+        classes = {"classes": description.get("predicted_classes") or unnamed}
+        yield Result("probabilities", as_uint8(prediction), classes)
+        yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 
     def _write(self, results: Iterable[Result], item: Mapping[str, Any]) -> None:
         place = {

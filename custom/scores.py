@@ -160,19 +160,11 @@ class ClassScore(Metric):
         """Compare volumes with the truth.
 
         Args:
-            output: ``pred`` (N, D, H, W) probabilities, ``label`` (1, D, H, W) class ids, negative
-                where they are not known.
-
-        Raises:
-            InputError: the truth has ids beyond the classes.
+            output: ``pred`` (N, D, H, W) probabilities, ``label`` (1, D, H, W) class ids,
+                ``UNKNOWN`` where they do not count.
         """
         for item in output:
             truth, predicted = item["label"][0].cpu().numpy(), predicted_classes(item["pred"])
-            if truth.max(initial=0) >= len(self.names):
-                raise InputError(
-                    f"the validation labels hold the class id {truth.max()}, but num_classes is "
-                    f"{len(self.names)} (background included): raise it, or correct the labels"
-                )
             self.counts.append(class_counts(truth, predicted, len(self.names)))
 
     def compute(self) -> float:

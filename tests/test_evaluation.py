@@ -306,12 +306,14 @@ def test_the_same_segments_without_the_attribute_are_split(data: Path) -> None:
 NAMES = ["background", "mito", "er", "nucleus"]
 
 
-def write_classes(folder: Path, true: NDArray[Any], found: NDArray[Any]) -> None:
+def write_classes(folder: Path, true: NDArray[Any], found: NDArray[Any], **meant: Any) -> None:
     write(folder / "data.zarr", "labels/classes", true)
     datalist = json.loads((folder / "datalist.json").read_text())
     datalist["test"][0]["labels"] = "data.zarr/labels/classes"
     (folder / "datalist.json").write_text(json.dumps(datalist))
-    write_segmentation(folder, found.astype(np.uint64), attributes={"classes": NAMES})
+    write_segmentation(
+        folder, found.astype(np.uint64), attributes={"classes": {"names": NAMES} | meant}
+    )
 
 
 def class_truth() -> NDArray[np.uint8]:
@@ -378,7 +380,7 @@ def test_entries_of_other_kinds_share_one_table(data: Path) -> None:
 @pytest.mark.parametrize(
     ("true", "message"),
     [
-        (class_truth() + 2, r"entry 'cube' hold the class id 4, .* has 4 classes"),
+        (class_truth() + 2, r"entry 'cube' hold the id 4, .* num_classes 4"),
         (
             np.where(np.arange(SHAPE[0])[:, None, None] < 9, 0, class_truth()),
             "hold none of the classes mito, er, nucleus where the segmentation is",
@@ -392,3 +394,14 @@ def test_truth_that_is_not_of_these_classes_is_said(
     write_classes(data, true, class_truth()[:9])
     with pytest.raises(InputError, match=message):
         evaluate(data)
+
+
+def test_labels_mean_at_evaluating_what_they_meant_in_training(data: Path) -> None:
+    """Instances as foreground; one id that does not count."""
+    inside = truth()[INSIDE]
+    meant = {"names": ["background", "cell"], "class_of_labels": "foreground", "ignore_label": 7}
+    write_classes(data, truth(), truth() > 0, **meant)
+    (scores,) = evaluate(data)
+    assert set(scores.values) == {"dice", "iou", "dice_cell", "iou_cell"}
+    assert set(scores.values.values()) == {1.0}
+    assert scores.voxels == np.count_nonzero(inside != 7) < inside.size

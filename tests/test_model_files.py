@@ -9,12 +9,11 @@ from ignite.engine import Engine, Events
 from safetensors.torch import load_file
 from torch import nn
 
-from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.model_files import BestModel, model_description, read_description
 from custom.scores import DICE
-
-AFFINITY = ChannelLayout(1, 0)
+from custom.targets.classes import ClassSettings
+from custom.targets.settings import TargetSettings
 
 
 def validated(best: BestModel, *vois: float) -> None:
@@ -123,8 +122,8 @@ def test_a_description_is_plain_json_and_names_channels_and_split(
     sigma: float | None, lsds: list[int]
 ) -> None:
     offsets = ((1, 0, 0), (0, 9, 0))
-    layout = ChannelLayout(2, 10 if sigma else 0)
-    described = model_description([volume("cube")], [volume("held")], layout, offsets, sigma)
+    targets = TargetSettings(offsets, sigma)
+    described = model_description([volume("cube")], [volume("held")], targets)
     assert json.loads(json.dumps(described)) == described
     assert described["channels"] == {"affinities": [0, 2], "lsds": lsds}
     assert described["affinity_offsets"] == [[1, 0, 0], [0, 9, 0]]
@@ -134,9 +133,8 @@ def test_a_description_is_plain_json_and_names_channels_and_split(
 
 def test_a_description_names_every_voxel_size_of_the_training_once() -> None:
     training = [volume("a"), volume("b", (40.0, 8.0, 6.0)), volume("c"), volume("d", (4.0,) * 3)]
-    described = model_description(
-        training, [volume("held", (9.0,) * 3)], AFFINITY, ((1, 0, 0),), None
-    )
+    held = [volume("held", (9.0,) * 3)]
+    described = model_description(training, held, TargetSettings(((1, 0, 0),), None))
     assert described["voxel_size_nm"] == [8.0, 8.0, 8.0]
     assert described["other_voxel_sizes_nm"] == [[40.0, 8.0, 6.0], [4.0, 4.0, 4.0]]
 
@@ -198,10 +196,14 @@ def classed(**ids: int) -> Any:
 
 
 def test_a_description_of_classes_names_them_and_no_offsets() -> None:
-    layout = ChannelLayout(0, 0, 4)
+    targets = TargetSettings((), None, dimensions=2, classes=ClassSettings(4, ignore_label=9))
     cube = classed(mito=1, er=3)
-    described = model_description([cube], [cube], layout, ((1, 0, 0),), 80.0, 2)
-    assert described["class_names"] == ["background", "mito", "class_2", "er"]
+    described = model_description([cube], [cube], targets)
+    assert described["predicted_classes"] == {
+        "names": ["background", "mito", "class_2", "er"],
+        "ignore_label": 9,
+        "class_of_labels": "ids",
+    }
     assert described["channels"] == {"classes": [0, 4]}
     assert (described["affinity_offsets"], described["lsd_sigma_nm"]) == ([], None)
     predicts = {key: described[key] for key in ("output_type", "dimensions", "num_classes")}

@@ -141,7 +141,7 @@ def class_prediction() -> torch.Tensor:
 def test_classes_are_written_with_their_probabilities_and_names(
     tmp_path: Path, names: list[str] | None
 ) -> None:
-    described = {} if names is None else {"class_names": names}
+    described = {} if names is None else {"predicted_classes": {"names": names}}
     write(tmp_path, values=class_prediction(), layout=CLASSES, described=described)
     assert sorted(group(tmp_path)) == ["labels", "probabilities"]
     probabilities, classes = (
@@ -154,7 +154,8 @@ def test_classes_are_written_with_their_probabilities_and_names(
     np.testing.assert_array_equal(classes[:], expected)
     assert expected[0, 0, 0] == 1
     for node in (probabilities, classes):
-        assert node.attrs["classes"] == (names or ["background", "class_1", "class_2"])
+        stored: Any = node.attrs["classes"]
+        assert stored["names"] == (names or ["background", "class_1", "class_2"])
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
