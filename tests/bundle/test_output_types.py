@@ -17,7 +17,7 @@ from tests.bundle.overlays import FOLDER, content
 
 pytestmark = pytest.mark.slow
 
-TRAINING_KEYS = ("loss", "class_of_labels", "batch_size")
+TRAINING_KEYS = ("loss", "class_of_labels", "batch_size", "segmentation_grid")
 
 
 def laid_over(name: str, run: str, **changes: Any) -> dict[str, Any]:
@@ -139,9 +139,8 @@ def test_ids_that_are_no_classes_end_training_in_one_sentence(
 SECTIONS = {
     "affinity_offsets": [[0, 1, 0], [0, 0, 1], [0, 5, 0]],
     "crop_size": [1, 16, 16],
-    "unet_strides": [[1, 2, 2]],
     "batch_size": 2,
-    "segmenter#min_size": 4,
+    "segmentation_grid": [{"min_size": 4, "threshold": t} for t in (None, 0.8)],
 }
 
 
