@@ -140,7 +140,7 @@ SECTIONS = {
     "affinity_offsets": [[0, 1, 0], [0, 0, 1], [0, 5, 0]],
     "crop_size": [1, 16, 16],
     "batch_size": 2,
-    "segmentation_grid": [{"min_size": 4, "threshold": t} for t in (None, 0.8)],
+    "segmentation_grid": [{"min_size": 0, "threshold": t} for t in (None, 0.8)],
 }
 
 
