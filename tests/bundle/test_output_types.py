@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from scripts.report import nearest_offsets, write_recipe_report
 
+from custom.pipeline import load_pipeline
 from custom.volumes import open_volume
 from tests.bundle import tiny
 from tests.bundle.overlays import FOLDER, content
@@ -85,6 +87,13 @@ def test_inference_writes_probabilities_and_class_ids(classes: Path) -> None:
     np.testing.assert_array_equal(ids[:][differ], probabilities[:].argmax(axis=0)[differ])
     assert ids.attrs["classes"]["names"] == ["background", "foreground"]
     assert not (classes / "output" / "synthetic.zarr" / "affinities").exists()
+
+
+def test_the_pipeline_of_a_model_of_classes_gives_their_probabilities(classes: Path) -> None:
+    raw = torch.randint(0, 255, (1, 1, 9, 12, 10), generator=torch.Generator().manual_seed(0))
+    found = load_pipeline(classes / "model", (0, 255)).predict(raw)
+    assert found.shape == (1, 2, 9, 12, 10)
+    torch.testing.assert_close(found.sum(1), torch.ones(1, 9, 12, 10), rtol=0, atol=1e-5)
 
 
 def test_evaluating_scores_classes_by_what_was_predicted(classes: Path) -> None:
