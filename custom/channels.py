@@ -91,6 +91,13 @@ class ChannelLayout:
         return slice(self.num_targets - 1, self.num_targets)
 
     @property
+    def output_type(self) -> str:
+        """The one of ``OUTPUT_TYPES`` that has such channels."""
+        if self.num_classes:
+            return "labels"
+        return "affinities_lsds" if self.num_lsds else "affinities"
+
+    @property
     def num_outputs(self) -> int:
         """Channels of a prediction."""
         return self.num_affinities + self.num_lsds + self.num_classes

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from funlib.geometry import Coordinate, Roi
@@ -17,10 +18,17 @@ from custom.datalist import OpenEntry, open_entry, parse_datalist
 from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
-from custom.metrics import adapted_rand_error, variation_of_information
+from custom.metrics import (
+    UNKNOWN,
+    class_counts,
+    class_scores,
+    instance_scores,
+    object_counts,
+)
 from custom.pictures import (
     contact_sheet,
     grey_image,
+    matched_by_section,
     matched_to_truth,
     overlay,
     paint,
@@ -28,6 +36,7 @@ from custom.pictures import (
     png_bytes,
 )
 from custom.planes import PLANES
+from custom.targets.classes import ClassSettings
 from custom.volumes import Volume, open_volume
 
 logger = logging.getLogger(__name__)
@@ -60,6 +69,49 @@ class Scores:
     segments: int
     voxels: int
 
+    def row(self) -> dict[str, Any]:
+        """What is written of it, by name."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.id}: VOI {self.voi:.3f} bits (split {self.voi_split:.3f}, merge "
+            f"{self.voi_merge:.3f}), adapted Rand error {self.adapted_rand:.3f}, "
+            f"{self.segments} segments for {self.truth_objects} objects, {self.voxels} voxels"
+        )
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well predicted classes agree with the truth; voxels without truth do not count.
+
+    Args:
+        id: the datalist entry.
+        values: ``class_scores``, by name.
+        voxels: voxels compared.
+    """
+
+    id: str
+    values: Mapping[str, float]
+    voxels: int
+
+    def row(self) -> dict[str, Any]:
+        """What is written of it, by name."""
+        return {"id": self.id, **self.values, "voxels": self.voxels}
+
+    def summary(self) -> str:
+        """One line for the log."""
+        single = ", ".join(
+            f"{name.removeprefix('dice_')} {value:.3f}"
+            for name, value in self.values.items()
+            if name.startswith("dice_")
+        )
+        return (
+            f"{self.id}: mean Dice {self.values['dice']:.3f} ({single}), mean IoU "
+            f"{self.values['iou']:.3f}, {self.voxels} voxels"
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -67,10 +119,12 @@ class Comparison:
 
     Args:
         raw: (D, H, W) grey values.
-        truth: (D, H, W) labels, 0 where there is no truth.
-        segmentation: (D, H, W) labels.
+        truth: (D, H, W) labels, 0 where there is no truth; class ids, ``UNKNOWN`` there.
+        segmentation: (D, H, W) labels or class ids.
         voxel_size_nm: zyx.
         written: the same voxels as a ROI of the arrays that inference wrote.
+        classes: names of the classes, the background's first; empty for objects.
+        per_section: every section has segments of its own.
     """
 
     raw: NDArray[np.number]
@@ -78,13 +132,16 @@ class Comparison:
     segmentation: NDArray[np.integer]
     voxel_size_nm: tuple[float, float, float]
     written: Roi
+    classes: Sequence[str] = ()
+    per_section: bool = False
 
 
 class SegmentationEvaluator:
     """Compares ``<output_dir>/<id>.zarr/labels/segmentation`` with the labels of every entry.
 
-    The comparison covers the voxels that the entry's ROI and the segmentation share. Writes
-    ``scores.json``, ``scores.csv`` and one ``<id>.png`` per entry into ``eval_dir``.
+    The comparison covers the voxels that the entry's ROI and the segmentation share. What the
+    segmentation holds, objects, objects of single sections or classes, is said by its attributes.
+    Writes ``scores.json``, ``scores.csv`` and one ``<id>.png`` per entry into ``eval_dir``.
 
     Args:
         datalist: path of the datalist.
@@ -105,7 +162,7 @@ class SegmentationEvaluator:
         self.output_dir = Path(output_dir)
         self.eval_dir = Path(eval_dir)
 
-    def run(self) -> list[Scores]:
+    def run(self) -> list[Scores | ClassScores]:
         """Score every entry of the section that has labels, write the files, return the scores.
 
         Raises:
@@ -118,23 +175,23 @@ class SegmentationEvaluator:
                 f"section '{self.section}' of {self.datalist} has no entries to evaluate; "
                 "choose another section or add entries to it"
             )
-        results = []
+        results: list[Scores | ClassScores] = []
         for entry in _comparable(entries):
             comparison = compared(entry, self.output_dir)
             results.append(scores(entry.id, comparison))
             write_atomically(self.eval_dir / f"{entry.id}.png", png_bytes(picture(comparison)))
-            logger.info("%s", _summary(results[-1]))
+            logger.info("%s", results[-1].summary())
         write_atomically(self.eval_dir / "scores.json", self._as_json(results))
         write_atomically(self.eval_dir / "scores.csv", _as_csv(results))
         return results
 
-    def _as_json(self, results: Sequence[Scores]) -> bytes:
+    def _as_json(self, results: Sequence[Scores | ClassScores]) -> bytes:
         """Scores of every entry and where they come from."""
         content = {
             "datalist": str(self.datalist),
             "section": self.section,
             "output_dir": str(self.output_dir),
-            "entries": [asdict(result) for result in results],
+            "entries": [result.row() for result in results],
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
@@ -148,21 +205,20 @@ def _comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
     return [entry for entry in entries if entry.truth is not None]
 
 
-def scores(entry_id: str, comparison: Comparison) -> Scores:
+def scores(entry_id: str, comparison: Comparison) -> Scores | ClassScores:
     """Scores of one comparison."""
     truth, segmentation = comparison.truth, comparison.segmentation
-    split, merge = variation_of_information(truth, segmentation)
-    known = truth != 0
-    found = np.unique(segmentation[known])
+    if comparison.classes:
+        counts = class_counts(truth, segmentation, len(comparison.classes))
+        values = class_scores(counts, comparison.classes)
+        return ClassScores(entry_id, values, int(counts.truth.sum()))
+    counted = object_counts(truth, segmentation, comparison.per_section)
     return Scores(
         id=entry_id,
-        voi_split=split,
-        voi_merge=merge,
-        voi=split + merge,
-        adapted_rand=adapted_rand_error(truth, segmentation),
-        truth_objects=int(np.unique(truth[known]).size),
-        segments=int(np.count_nonzero(found)),
-        voxels=int(np.count_nonzero(known)),
+        **instance_scores(truth, segmentation, comparison.per_section),
+        truth_objects=counted.truth,
+        segments=counted.segmentation,
+        voxels=int(np.count_nonzero(truth)),
     )
 
 
@@ -194,17 +250,56 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
         )
     if roi != opened.roi:
         logger.warning("%s: the segmentation covers %s of the ROI %s", entry.id, roi, opened.roi)
+    attributes = _attributes(path)
+    classes = attributes.get("classes")
+    written = roi - shift
+    return Comparison(
+        opened.read_raw(roi),
+        _class_truth(opened, roi, classes) if classes else _truth(opened, roi),
+        segmentation.read(written),
+        opened.voxel_size_nm,
+        written,
+        classes["names"] if classes else (),
+        per_section=attributes.get("dimensions") == 2,
+    )
+
+
+def _truth(opened: OpenEntry, roi: Roi) -> NDArray[np.integer]:
+    """Labels of a box, 0 where there is no truth."""
     labels, annotated = opened.read_labels(roi)
     truth = np.where(annotated, labels, 0)
     if not truth.any():
         raise InputError(
-            f"the labels of entry '{entry.id}' are all zero where the segmentation is, "
+            f"the labels of entry '{opened.entry.id}' are all zero where the segmentation is, "
             "so there is nothing to compare with; check 'labels', 'mask' and 'roi' in the datalist"
         )
-    written = roi - shift
-    return Comparison(
-        opened.read_raw(roi), truth, segmentation.read(written), opened.voxel_size_nm, written
+    return truth
+
+
+def _class_truth(opened: OpenEntry, roi: Roi, classes: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Class ids of a box, ``UNKNOWN`` where there is no truth; labels mean what they did before."""
+    names, id_ = classes["names"], opened.entry.id
+    settings = ClassSettings(
+        len(names), classes.get("ignore_label"), classes.get("class_of_labels", "ids")
     )
+    labels, annotated = opened.read_labels(roi)
+    ids, index = np.unique(labels, return_inverse=True)
+    table = settings.table(ids, f"labels of entry '{id_}'")
+    truth = np.where(annotated, table[index.reshape(labels.shape)], UNKNOWN)
+    if not (truth > 0).any():
+        raise InputError(
+            f"the labels of entry '{id_}' hold none of the classes {', '.join(names[1:])} where "
+            "the segmentation is, so there is nothing to compare with; check 'labels', 'mask' and "
+            "'roi' in the datalist"
+        )
+    return truth
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """What inference wrote beside a segmentation; nothing for one of another tool."""
+    attributes = path / "s0" / ".zattrs"
+    found: dict[str, Any] = json.loads(attributes.read_text()) if attributes.exists() else {}
+    return found
 
 
 def _shift(entry: DatalistEntry, opened: OpenEntry, segmentation: Volume) -> Coordinate:
@@ -228,41 +323,33 @@ def _shift(entry: DatalistEntry, opened: OpenEntry, segmentation: Volume) -> Coo
 
 def picture(comparison: Comparison) -> NDArray[np.uint8]:
     """Middle slices of raw, truth and segmentation in three planes, as one RGB image."""
+    size = comparison.voxel_size_nm
     low, high = np.percentile(comparison.raw, (0.5, 99.5))
-    matched = matched_to_truth(comparison.truth, comparison.segmentation)
-    layers: Mapping[str, NDArray[np.integer] | None] = {
-        "raw": None,
-        "truth": comparison.truth,
-        "segmentation": matched,
-    }
-    columns: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in layers}
+    layers = {"truth": comparison.truth, "segmentation": matched(comparison)}
+    columns: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in ("raw", *layers)}
     for plane in PLANES:
-        grey = grey_image(
-            plane_slice(comparison.raw, plane, comparison.voxel_size_nm), float(low), float(high)
-        )
+        grey = grey_image(plane_slice(comparison.raw, plane, size), float(low), float(high))
+        columns["raw"].append(grey)
         for name, labels in layers.items():
-            columns[name].append(
-                grey
-                if labels is None
-                else overlay(paint(plane_slice(labels, plane, comparison.voxel_size_nm)), grey)
-            )
+            columns[name].append(overlay(paint(plane_slice(labels, plane, size)), grey))
     return contact_sheet(columns, PLANES)
 
 
-def _as_csv(results: Sequence[Scores]) -> bytes:
-    """One row per entry under the names of the scores."""
+def matched(comparison: Comparison) -> NDArray[np.integer]:
+    """The segmentation with the truth's ids where they agree; classes have them anyway."""
+    truth, segmentation = comparison.truth, comparison.segmentation
+    if comparison.classes:
+        return segmentation
+    match = matched_by_section if comparison.per_section else matched_to_truth
+    return match(truth, segmentation)
+
+
+def _as_csv(results: Sequence[Scores | ClassScores]) -> bytes:
+    """One row per entry under the names of the scores; blank where an entry has no such score."""
     text = io.StringIO()
-    rows = [asdict(result) for result in results]
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    rows = [result.row() for result in results]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
-
-
-def _summary(result: Scores) -> str:
-    """One line for the log."""
-    return (
-        f"{result.id}: VOI {result.voi:.3f} bits (split {result.voi_split:.3f}, merge "
-        f"{result.voi_merge:.3f}), adapted Rand error {result.adapted_rand:.3f}, "
-        f"{result.segments} segments for {result.truth_objects} objects, {result.voxels} voxels"
-    )

@@ -8,10 +8,11 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
+from custom.channels import LSD_CHANNELS_3D, ChannelLayout
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.json_fields import flag, whole_numbers
-from custom.mirroring import Mirroring
+from custom.mirroring import SPATIAL_AXES, Mirroring
 from custom.planes import PLANES
 
 
@@ -63,7 +64,7 @@ class CropInferer(Inferer):
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Logits (B, K + L, D, H, W), float32."""
+        """Logits (B, C, D, H, W), float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
             return network(inputs, *args, **kwargs).float()
 
@@ -72,7 +73,7 @@ class TokenSlidingWindowInferer(Inferer):
     """The network in overlapping windows, each with its tokens, blended by a Gaussian.
 
     Works on whole volumes: logits become probabilities before they are blended, so the result needs
-    no activation.
+    no activation. It is a softmax over the channels of classes, else a sigmoid.
 
     Args:
         roi_size: (D, H, W) of a window; axes on which the volume is smaller use the volume's size.
@@ -81,8 +82,10 @@ class TokenSlidingWindowInferer(Inferer):
         amp: run the network under bfloat16 autocast.
         progress: show a progress bar.
         mirror: predict every window in its eight mirrorings and take the mean: eight times the
-            work for smoother predictions.
-        affinity_offsets: of the network's affinities, voxels, zyx; needed to mirror.
+            work for smoother predictions. In 2D, four times.
+        affinity_offsets: of the network's affinities, voxels, zyx; needed to mirror them.
+        layout: of the network's channels; None for affinities, with or without LSDs.
+        dimensions: 2 for a network that sees one section at a time: z is not mirrored then.
 
     Raises:
         InputError: ``amp`` or ``mirror`` is not a bool, ``overlap`` or ``roi_size`` is out of
@@ -98,6 +101,8 @@ class TokenSlidingWindowInferer(Inferer):
         progress: bool = False,
         mirror: bool = False,
         affinity_offsets: Sequence[Sequence[int]] | None = None,
+        layout: ChannelLayout | None = None,
+        dimensions: int = 3,
     ) -> None:
         super().__init__()
         self.roi_size = whole_numbers(list(roi_size), 3, 1, "the inferer's roi_size")
@@ -107,14 +112,21 @@ class TokenSlidingWindowInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.amp = flag(amp, "amp")
         self.progress = progress
-        if flag(mirror, "mirror") and not affinity_offsets:
-            raise InputError("to mirror, the inferer needs affinity_offsets.")
-        self.mirroring = Mirroring(affinity_offsets) if mirror and affinity_offsets else None
+        self.of_classes = layout is not None and layout.num_classes > 0
+        self.mirroring: Mirroring | None = None
+        if flag(mirror, "mirror"):
+            if not (affinity_offsets or self.of_classes):
+                raise InputError("to mirror, the inferer needs affinity_offsets.")
+            self.mirroring = Mirroring(
+                () if self.of_classes else affinity_offsets or (),
+                LSD_CHANNELS_3D if layout is None else layout.num_lsds,
+                SPATIAL_AXES[-dimensions:],
+            )
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Probabilities (1, K + L, D, H, W) float32 of one volume (1, 1, D, H, W).
+        """Probabilities (1, C, D, H, W) float32 of one volume (1, 1, D, H, W).
 
         Raises:
             ValueError: more than one volume at a time.
@@ -133,8 +145,8 @@ class TokenSlidingWindowInferer(Inferer):
 
         def probabilities(windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
             with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.amp):
-                logits = network(windows, *args, **tokens)
-            return logits.float().sigmoid()
+                logits = network(windows, *args, **tokens).float()
+            return logits.softmax(dim=1) if self.of_classes else logits.sigmoid()
 
         roi_size = [min(r, s) for r, s in zip(self.roi_size, inputs.shape[2:], strict=True)]
         inferer = SlidingWindowInferer(

@@ -51,6 +51,25 @@ def class_ids(classes: Classes) -> dict[str, int | str]:
     return {name: number for number, name in enumerate(classes, start=1)}
 
 
+def class_names(ids: Mapping[str, int | str] | None, num_classes: int) -> list[str]:
+    """Names of N classes in the order of their ids, the background's first.
+
+    A class without a name is "class_<id>", or "foreground" if it is the only one.
+
+    Args:
+        ids: from ``class_ids``; None for labels that come without names.
+        num_classes: N, background included.
+    """
+    names = ["background", *(f"class_{number}" for number in range(1, num_classes))]
+    if num_classes == 2:
+        names[1] = "foreground"
+    for name, given in (ids or {}).items():
+        number = 1 if isinstance(given, str) else given
+        if number < num_classes:
+            names[number] = name
+    return names
+
+
 def is_partial(classes: Classes | None) -> bool:
     """Whether a class is not annotated: then a voxel that no other class claims is unknown."""
     return classes is not None and None in classes.values()

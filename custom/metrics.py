@@ -1,4 +1,4 @@
-"""Scores of a segmentation against the truth; both are labels up to renaming."""
+"""Scores of a segmentation against the truth: of objects, up to renaming, and of classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SCORES = ("voi_split", "voi_merge", "voi", "adapted_rand")
+
+UNKNOWN = -1
+"""Class id of voxels whose class is not known."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Contingency:
         return _sums(self.segment, self.counts)
 
 
-def contingency(truth: NDArray[np.integer], segmentation: NDArray[np.integer]) -> Contingency:
+def contingency(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
+) -> Contingency:
     """Overlap of two label arrays where the truth is not 0.
 
     A segmentation's 0 is a segment like any other: voxels that the truth assigns and the
@@ -46,6 +51,8 @@ def contingency(truth: NDArray[np.integer], segmentation: NDArray[np.integer]) -
     Args:
         truth: labels of any shape and integer dtype; 0 is unknown and ignored.
         segmentation: labels of the same shape.
+        per_section: what one id has in two sections (indices of the first axis) counts as two
+            objects, or segments.
 
     Raises:
         ValueError: the shapes differ.
@@ -60,12 +67,22 @@ def contingency(truth: NDArray[np.integer], segmentation: NDArray[np.integer]) -
             f"got {truth.shape} and {segmentation.shape}"
         )
     known = truth != 0
-    _, true_index = np.unique(truth[known], return_inverse=True)
-    segment_ids, segment_index = np.unique(segmentation[known], return_inverse=True)
-    pairs, counts = np.unique(
-        true_index * max(1, segment_ids.size) + segment_index, return_counts=True
-    )
-    return Contingency(counts, *np.divmod(pairs, max(1, segment_ids.size)))
+    sections = np.nonzero(known)[0] if per_section else None
+    true_index, _ = _numbered(truth[known], sections)
+    segment_index, segments = _numbered(segmentation[known], sections)
+    pairs, counts = np.unique(true_index * max(1, segments) + segment_index, return_counts=True)
+    return Contingency(counts, *np.divmod(pairs, max(1, segments)))
+
+
+def _numbered(
+    ids: NDArray[np.integer], sections: NDArray[np.int64] | None
+) -> tuple[NDArray[np.int64], int]:
+    """Ids, or pairs of id and section, as numbers from 0 on without gaps, and how many."""
+    found, index = np.unique(ids, return_inverse=True)
+    if sections is None:
+        return index, found.size
+    depth = int(sections.max(initial=0)) + 1
+    return _numbered(index * depth + sections, None)
 
 
 def variation_of_information(
@@ -126,20 +143,24 @@ class ObjectCounts:
     segmentation: int
 
 
-def object_counts(truth: NDArray[np.integer], segmentation: NDArray[np.integer]) -> ObjectCounts:
+def object_counts(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
+) -> ObjectCounts:
     """Ids other than 0 in the truth, and in the segmentation where the truth is not 0.
 
     Args:
         truth: labels of any shape and integer dtype; 0 is unknown and ignored.
         segmentation: labels of the same shape; 0 is not counted.
+        per_section: as in ``contingency``.
 
     Raises:
         ValueError: the shapes differ.
         TypeError: an array does not hold integers.
     """
-    table = contingency(truth, segmentation)
-    unassigned = bool(((truth != 0) & (segmentation == 0)).any())
-    return ObjectCounts(table.truth_sizes.size, table.segment_sizes.size - unassigned)
+    objects = contingency(truth, segmentation, per_section).truth_sizes.size
+    assigned = np.where(segmentation == 0, 0, truth)
+    segments = contingency(assigned, segmentation, per_section).segment_sizes.size
+    return ObjectCounts(objects, segments)
 
 
 class InstanceSegmentationMetric(CumulativeIterationMetric):
@@ -184,13 +205,109 @@ class InstanceSegmentationMetric(CumulativeIterationMetric):
 
 
 def instance_scores(
-    truth: NDArray[np.integer], segmentation: NDArray[np.integer]
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
 ) -> dict[str, float]:
-    """All of ``SCORES`` by name, from one contingency table."""
-    table = contingency(truth, segmentation)
+    """All of ``SCORES`` by name, from one contingency table; ``per_section`` as there."""
+    table = contingency(truth, segmentation, per_section)
     split, merge = _split_and_merge(table)
     values = (split, merge, split + merge, _pair_error(table))
     return dict(zip(SCORES, values, strict=True))
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Voxels of N classes, where the true class is known.
+
+    Args:
+        truth: (N,) voxels of each class in the truth.
+        prediction: (N,) in the prediction.
+        shared: (N,) in both.
+    """
+
+    truth: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    shared: NDArray[np.int64]
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        """Counts of two volumes together."""
+        return ClassCounts(
+            self.truth + other.truth,
+            self.prediction + other.prediction,
+            self.shared + other.shared,
+        )
+
+    @property
+    def dice(self) -> NDArray[np.float64]:
+        """(N,) twice the shared voxels over the sum of both; NaN for a class without truth."""
+        return self._where_true(2 * self.shared, self.truth + self.prediction)
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """(N,) shared voxels over those in either; NaN for a class without truth."""
+        return self._where_true(self.shared, self.truth + self.prediction - self.shared)
+
+    def _where_true(self, part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``part / whole`` of the classes that are in the truth, NaN for the others."""
+        share = np.full(part.shape, np.nan)
+        np.divide(part, whole, out=share, where=self.truth > 0)
+        return share
+
+
+def class_counts(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], num_classes: int
+) -> ClassCounts:
+    """How many voxels of every class truth and prediction have, alone and together.
+
+    Args:
+        truth: class ids from 0 (background) to N - 1, any shape; negative ones are ``UNKNOWN`` and
+            do not count.
+        prediction: class ids of the same shape.
+        num_classes: N.
+
+    Raises:
+        ValueError: the shapes differ, or an id is N or higher.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(
+            f"truth and prediction must have the same shape, got {truth.shape} and "
+            f"{prediction.shape}"
+        )
+    known = truth >= 0
+    true, found = truth[known], prediction[known]
+    highest = max(true.max(initial=0), found.max(initial=0))
+    if highest >= num_classes:
+        raise ValueError(f"class ids must be below num_classes {num_classes}, got {highest}")
+    return ClassCounts(
+        *(
+            np.bincount(ids.astype(np.int64), minlength=num_classes)
+            for ids in (true, found, true[true == found])
+        )
+    )
+
+
+def class_scores(counts: ClassCounts, names: Sequence[str]) -> dict[str, float]:
+    """Dice and IoU of every class but the background, and their means.
+
+    A class that the truth does not have has no score and no part in the means; voxels that are
+    taken for it count against the classes that they are of.
+
+    Args:
+        counts: of N classes.
+        names: N, the background's first.
+
+    Returns:
+        ``dice``, ``iou``, then ``dice_<name>`` and ``iou_<name>`` of every class that the truth
+        has, 0 to 1; empty if it has none but the background.
+    """
+    there = [k for k in range(1, len(names)) if counts.truth[k]]
+    values = {"dice": counts.dice, "iou": counts.iou}
+    if not there:
+        return {}
+    means = {score: float(value[there].mean()) for score, value in values.items()}
+    single = {
+        f"{score}_{names[k]}": float(value[k]) for score, value in values.items() for k in there
+    }
+    return means | single
 
 
 def _split_and_merge(table: Contingency) -> tuple[float, float]:

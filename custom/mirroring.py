@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean prediction over the eight mirrorings of a window."""
+"""Test-time augmentation: the mean prediction over the mirrorings of a window."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -6,14 +6,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from custom.channels import LSD_CHANNELS_3D
+from custom.channels import LSD_CHANNELS, LSD_CHANNELS_3D
 from custom.targets.affinities import paired_slices
 
-MIRRORINGS = tuple(axes for n in range(4) for axes in combinations(range(3), n))
-"""Sets of mirrored axes, zyx; the first is none."""
-
-CORRELATIONS = ((0, 1), (0, 2), (1, 2))
-"""Axes of the LSDs' correlations zy, zx, yx."""
+SPATIAL_AXES = (0, 1, 2)
+"""Axes z, y, x."""
 
 Predict = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
@@ -26,31 +23,40 @@ class Mirroring:
     offset is another one, the image does not count.
 
     Args:
-        offsets: of the K affinities that come first in a prediction, voxels, zyx; LSDs follow, or
-            nothing.
+        offsets: of the K affinities that come first in a prediction, voxels, zyx.
+        num_lsds: LSD channels that follow, 10 or 6 (2D); further channels, or others than these,
+            are classes or the like, which a mirror image shows as they are.
+        axes: that are mirrored, 0 to 2 for z, y, x; eight mirrorings of all three, four of two.
 
     Source:
         Mirroring of nnU-Net (Isensee et al. 2021, Nature Methods 18); for affinities, of the
         long-range ones of Lee et al. 2017, arXiv:1706.00120.
     """
 
-    def __init__(self, offsets: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        offsets: Sequence[Sequence[int]],
+        num_lsds: int = LSD_CHANNELS_3D,
+        axes: Sequence[int] = SPATIAL_AXES,
+    ) -> None:
         self.offsets = [tuple(offset) for offset in offsets]
+        self.num_lsds = num_lsds
+        self.mirrorings = [m for n in range(1, len(axes) + 1) for m in combinations(axes, n)]
 
     def __call__(self, predict: Predict, windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
         """Mean prediction.
 
         Args:
-            predict: probabilities (B, K + L, D, H, W) of windows and tokens.
+            predict: probabilities (B, C, D, H, W) of windows and tokens.
             windows: (B, 1, D, H, W).
             tokens: by the network's argument names.
 
         Returns:
-            (B, K + L, D, H, W).
+            (B, C, D, H, W).
         """
         total = predict(windows, tokens).clone()
         count = torch.ones_like(total)
-        for axes in MIRRORINGS[1:]:
+        for axes in self.mirrorings:
             dims = [2 + axis for axis in axes]
             mirrored = mirror_tokens(tokens, axes, windows.shape[2:])
             self._add(total, count, predict(windows.flip(dims), mirrored).flip(dims), axes)
@@ -67,9 +73,11 @@ class Mirroring:
                 here, there = paired_slices(values[:, k].shape, (0, *offset))
             total[:, k][here] += values[:, k][there]
             count[:, k][here] += 1
-        first_lsd = len(self.offsets)
-        total[:, first_lsd:] += _mirrored_lsds(values[:, first_lsd:], axes)
-        count[:, first_lsd:] += 1
+        first = len(self.offsets)
+        others = values[:, first:]
+        is_lsds = others.shape[1] == self.num_lsds
+        total[:, first:] += _mirrored_lsds(others, axes) if is_lsds else others
+        count[:, first:] += 1
 
 
 def mirror_tokens(
@@ -94,11 +102,15 @@ def mirror_tokens(
 
 
 def _mirrored_lsds(lsds: Tensor, axes: Sequence[int]) -> Tensor:
-    """LSDs of a mirror image as those of the image: offsets and correlations change sign."""
-    if lsds.shape[1] != LSD_CHANNELS_3D:
-        return lsds
-    turned = [axis for axis in range(3) if axis in axes]
-    turned += [6 + c for c, (i, j) in enumerate(CORRELATIONS) if (i in axes) != (j in axes)]
+    """LSDs of a mirror image as those of the image: offsets and correlations change sign.
+
+    They are mean offsets along n axes, n variances, the correlations of two axes each, and a mass.
+    """
+    n = next((n for n, channels in LSD_CHANNELS.items() if channels == lsds.shape[1]), 0)
+    own = [axis - (len(SPATIAL_AXES) - n) for axis in axes]  # in 2D, the LSDs' first axis is y
+    pairs = combinations(range(n), 2)
+    turned = [axis for axis in range(n) if axis in own]
+    turned += [2 * n + c for c, (i, j) in enumerate(pairs) if (i in own) != (j in own)]
     lsds = lsds.clone()
     lsds[:, turned] = 1 - lsds[:, turned]
     return lsds

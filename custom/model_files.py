@@ -15,19 +15,23 @@ from safetensors.torch import save_file
 from torch import nn
 
 import custom
-from custom.channels import ChannelLayout
 from custom.checkpoints import first_mismatch, load_checkpoint, state_bytes
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import FeatureSpec
 from custom.files import replacing
 from custom.json_fields import read_object
+from custom.label_classes import class_names
 from custom.live import FeatureVolume
 from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
+from custom.scores import VOI, KeyMetric
+from custom.targets.classes import ClassSettings
+from custom.targets.settings import TargetSettings
 
 logger = logging.getLogger(__name__)
 
+PREDICTS = ("output_type", "dimensions", "num_classes")  # the configuration's keys
 MODEL_FILES = ("model.pt", "model.safetensors", "model.json")  # and pca.safetensors
 
 
@@ -35,7 +39,7 @@ PACKAGES = ("monai", "torch", "transformers", "numpy")
 
 
 class BestModel:
-    """Keep the model with the lowest VOI: ``model.pt``, ``model.safetensors``, ``model.json``.
+    """Keep the model with the best score: ``model.pt``, ``model.safetensors``, ``model.json``.
 
     Attach to the evaluator.
 
@@ -44,6 +48,7 @@ class BestModel:
         network: its state dict is saved.
         description: what ``model.json`` says beside epoch, scores and segmentation settings.
         basis: of reduced features, saved as ``pca.safetensors``, for inference from raw.
+        key: the score that decides.
     """
 
     def __init__(
@@ -52,12 +57,14 @@ class BestModel:
         network: nn.Module,
         description: Mapping[str, Any],
         basis: PcaBasis | None = None,
+        key: KeyMetric = VOI,
     ) -> None:
         self.model_dir = Path(model_dir)
         self.network = network
         self.description = description
         self.basis = basis
-        self.voi = float("inf")
+        self.key = key
+        self.best = key.worst
 
     def attach(self, engine: Engine) -> None:
         """Run after every validation."""
@@ -65,13 +72,14 @@ class BestModel:
 
     def __call__(self, engine: Engine) -> None:
         """Save the model if it is the best so far."""
-        if engine.state.metrics["voi"] >= self.voi:
-            return
-        self.voi = engine.state.metrics["voi"]
         state: Any = engine.state
-        found = {"epoch": state.epoch, "segmentation": state.segmentation}
+        score = state.metrics[self.key.name]
+        if not self.key.better(score, self.best):
+            return
+        self.best = score
+        found = {"epoch": state.epoch, "segmentation": getattr(state, "segmentation", {})}
         self._save({**found, "validation": dict(state.metrics)})
-        logger.info("epoch %d: best model so far, VOI %.3f", state.epoch, self.voi)
+        logger.info("epoch %d: best model so far, %s %.3f", state.epoch, self.key.title, score)
 
     def _save(self, found: Mapping[str, Any]) -> None:
         weights = {  # copies: safetensors takes no two names of the same memory
@@ -90,19 +98,21 @@ class BestModel:
 
     def state_dict(self) -> dict[str, Any]:
         """Best score so far and what it was reached on, for the checkpoint."""
+        known = {name: self.description.get(name) for name in ("features", *PREDICTS)}
         network = network_settings(self.description.get("config", {}))
-        return {
-            "voi": self.voi,
-            "features": self.description.get("features"),
-            "network": network,
-        }
+        return {self.key.name: self.best, **known, "network": network}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Best score of the run that is taken up.
 
         Raises:
-            ValueError: that run was trained on other features, or with another network.
+            ValueError: that run was trained on other features, to predict something else, or with
+                another network.
         """
+        for name in PREDICTS:
+            before, now = state.get(name), self.description.get(name)
+            if before is not None and before != now:
+                raise ValueError(f"trained with {name} {before!r}, not {now!r}")
         network = network_settings(self.description.get("config", {}))
         if different := network_difference(state.get("network", {}), network):
             raise ValueError(f"trained with a network that differs in: {', '.join(different[:3])}")
@@ -111,7 +121,7 @@ class BestModel:
             difference = FeatureSpec.from_json(before).difference(FeatureSpec.from_json(now))
             if difference:
                 raise ValueError(f"trained on features that differ in: {', '.join(difference)}")
-        self.voi = state["voi"]
+        self.best = state[self.key.name]
 
     def _sees_features(self) -> bool:
         """Whether features matter to the network: one on raw alone may go on beside any."""
@@ -121,23 +131,22 @@ class BestModel:
 def model_description(
     volumes: Sequence[FeatureVolume],
     validation: Sequence[FeatureVolume],
-    affinity_offsets: Sequence[Sequence[int]],
-    lsd_sigma_nm: float | None,
+    targets: TargetSettings,
 ) -> dict[str, Any]:
     """What inference, and a reader, must know of a model.
 
     Args:
         volumes: training volumes.
         validation: validation volumes.
-        affinity_offsets: voxels, zyx.
-        lsd_sigma_nm: None without LSDs.
+        targets: that the network learned.
 
     Returns:
-        FeatureSpec, offsets, sigma, channel order, ids of the labels' classes (None where labels
-        have none), data split, configuration and versions, plain JSON values; with reduced features
-        also the name of their basis' file.
+        FeatureSpec, what is predicted (``PREDICTS``), offsets, sigma, channel order, ids of the
+        labels' classes (None where labels have none), data split, configuration and versions, plain
+        JSON values; of predicted classes (else None) their names and what labels meant; with
+        reduced features also the name of their basis' file.
     """
-    layout = ChannelLayout(len(affinity_offsets), 10 if lsd_sigma_nm else 0)
+    class_ids = volumes[0].metadata.get("entry", {}).get("class_ids")
     sizes = list(dict.fromkeys(volume.voxel_size_nm for volume in volumes))
     split = {
         name: list({v.id: {"id": v.id, **v.metadata["roi"]} for v in part}.values())
@@ -146,15 +155,13 @@ def model_description(
     return {
         "features": volumes[0].spec.to_json(),
         **({} if volumes[0].spec.pca is None else {"basis": BASIS_FILE}),
-        "affinity_offsets": [list(offset) for offset in affinity_offsets],
-        "lsd_sigma_nm": lsd_sigma_nm,
-        "channels": {
-            "affinities": [0, layout.num_affinities],
-            "lsds": [layout.num_affinities, layout.num_outputs],
-        },
+        **_predicted(targets),
+        "affinity_offsets": [list(offset) for offset in targets.affinity_offsets],
+        "lsd_sigma_nm": targets.lsd_sigma_nm,
+        "predicted_classes": _classes(targets.classes, class_ids),
         "voxel_size_nm": list(sizes[0]),
         "other_voxel_sizes_nm": [list(size) for size in sizes[1:]],
-        "classes": volumes[0].metadata.get("entry", {}).get("class_ids"),
+        "classes": class_ids,
         "split": split,
         "config": json.loads(json.dumps(running_config(), default=str)),
         "versions": {
@@ -162,6 +169,32 @@ def model_description(
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
         },
+    }
+
+
+def _predicted(targets: TargetSettings) -> dict[str, Any]:
+    """The values of ``PREDICTS``, and where each kind lies along the channel axis."""
+    layout = targets.layout
+    kinds = {"classes": layout.classes} if layout.num_classes else {}
+    kinds = kinds or {"affinities": layout.affinities, "lsds": layout.lsds}
+    return {
+        "output_type": layout.output_type,
+        "dimensions": targets.dimensions,
+        "num_classes": layout.num_classes or None,
+        "channels": {kind: [place.start, place.stop] for kind, place in kinds.items()},
+    }
+
+
+def _classes(
+    classes: ClassSettings | None, ids: Mapping[str, int | str] | None
+) -> dict[str, Any] | None:
+    """Names of the predicted classes, and what ids of labels mean, which evaluating asks for."""
+    if classes is None:
+        return None
+    return {
+        "names": class_names(ids, classes.num_classes),
+        "ignore_label": classes.ignore_label,
+        "class_of_labels": classes.of_labels,
     }
 
 

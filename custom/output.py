@@ -1,11 +1,12 @@
-"""From predictions to an OME-Zarr with affinities and segments."""
+"""From predictions to an OME-Zarr with what was predicted and the segments, or classes, of it."""
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from torch import nn
 import custom
 from custom.channels import ChannelLayout
 from custom.errors import InputError
-from custom.handlers import as_uint8
-from custom.model_files import load_weights, read_description, refuse_other_features
+from custom.evaluation import SEGMENTATION
+from custom.label_classes import class_names
+from custom.model_files import (
+    PREDICTS,
+    load_weights,
+    read_description,
+    refuse_other_features,
+)
 from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
+from custom.scores import as_uint8, predicted_classes
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
 from custom.volumes import create_ome_zarr_array
@@ -41,10 +49,12 @@ class ModelLoader:
         network: gets the weights.
         dataset: its features must be those of the training.
         affinity_offsets: must be those of the training.
+        layout: of the network's channels; as in the training.
+        dimensions: as in the training.
 
     Raises:
         InputError: when inference starts: no model; one that was made with other features or
-            offsets, or for another network.
+            offsets, to predict something else, or for another network.
     """
 
     def __init__(
@@ -53,11 +63,15 @@ class ModelLoader:
         network: nn.Module,
         dataset: RawVolumeDataset | CachedVolumeDataset,
         affinity_offsets: Sequence[Sequence[int]],
+        layout: ChannelLayout,
+        dimensions: int = 3,
     ) -> None:
         self.model_dir = Path(model_dir)
         self.network = network
         self.dataset = dataset
         self.affinity_offsets = [list(offset) for offset in affinity_offsets]
+        self.layout = layout
+        self.dimensions = dimensions
 
     def attach(self, engine: Engine) -> None:
         """Run when inference starts."""
@@ -75,7 +89,8 @@ class ModelLoader:
         wanted = dataset_spec(self.dataset)
         if wanted:
             refuse_other_features(self.model_dir, description, wanted)
-        if description["affinity_offsets"] != self.affinity_offsets:
+        check_prediction(description, self.layout, self.dimensions, self.model_dir)
+        if self.layout.num_affinities and description["affinity_offsets"] != self.affinity_offsets:
             raise InputError(
                 f"model '{self.model_dir}' was trained with affinity_offsets "
                 f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
@@ -92,25 +107,45 @@ class ModelLoader:
             warn_of_scale(name, size, description["voxel_size_nm"], *others)
 
 
+@dataclass(frozen=True)
+class Result:
+    """One array of a result.
+
+    Args:
+        name: of the array, its path inside the OME-Zarr.
+        values: (D, H, W), or (C, D, H, W).
+        attributes: beside those of OME-Zarr.
+    """
+
+    name: str
+    values: NDArray[Any]
+    attributes: Mapping[str, Any]
+
+
 class SegmentationWriter:
     """Segment every predicted volume and write ``<output_dir>/<id>.zarr``.
 
     The OME-Zarr holds ``affinities`` (K, D, H, W) uint8, ``labels/segmentation`` (D, H, W) uint64
-    and on request ``lsds`` (10, D, H, W) uint8. It appears whole or not at all; the result of an
+    and on request ``lsds`` (L, D, H, W) uint8; or, of classes, ``probabilities`` (N, D, H, W) uint8
+    and the ids of the most probable ones as ``labels/segmentation``; the attribute ``classes`` has
+    their ``names`` in the order of their ids. It appears whole or not at all; the result of an
     earlier inference at its place is replaced.
 
     Attach to the evaluator, after ``ModelLoader``, which it gets the segmentation settings that
-    validation found best from.
+    validation found best, and the classes' names, from.
 
     Args:
         output_dir: folder of the results.
         dataset: what will be segmented, for a look at the places of the results before any work.
         segmenter: from affinities to segments.
+        layout: of the predicted channels.
         settings: of the segmenter, win over those that were stored with the model.
         write_lsds: also write the predicted LSDs.
+        dimensions: written beside the segments: 2 where every section has its own.
 
     Raises:
-        InputError: when inference starts: something else is at the place of a result.
+        InputError: ``settings`` or ``write_lsds`` are for what is not predicted; when inference
+            starts: something else is at the place of a result.
     """
 
     def __init__(
@@ -118,14 +153,26 @@ class SegmentationWriter:
         output_dir: str,
         dataset: RawVolumeDataset | CachedVolumeDataset,
         segmenter: MutexWatershedSegmenter,
+        layout: ChannelLayout,
         settings: Mapping[str, Any] | None = None,
         write_lsds: bool = False,
+        dimensions: int = 3,
     ) -> None:
+        idle = {
+            "write_lsds": write_lsds and not layout.num_lsds,
+            "segmentation_settings": bool(settings) and layout.num_classes > 0,
+        }
+        for name in (name for name, given in idle.items() if given):
+            raise InputError(
+                f"{name} has no meaning for output_type {layout.output_type!r}; leave it out."
+            )
         self.output_dir = Path(output_dir)
         self.dataset = dataset
         self.segmenter = segmenter
+        self.layout = layout
         self.settings = dict(settings or {})
         self.write_lsds = write_lsds
+        self.dimensions = dimensions
 
     def attach(self, engine: Engine) -> None:
         """Check at the start, write after every volume."""
@@ -147,40 +194,74 @@ class SegmentationWriter:
         """Segment and write one volume."""
         state: Any = engine.state
         description: Mapping[str, Any] = getattr(state, "model_description", {})
+        for item, batch in zip(state.output, state.batch, strict=True):
+            if self.layout.num_classes:
+                results = self._classes(item["pred"], description)
+            else:
+                results = self._segments(item["pred"], description)
+            self._write(results, batch)
+
+    def _segments(
+        self, prediction: torch.Tensor, description: Mapping[str, Any]
+    ) -> Iterator[Result]:
+        """Affinities, LSDs and segments."""
         settings = {**description.get("segmentation", {}), **self.settings}
         segmenter = self.segmenter.with_settings(**settings)
-        for item, batch in zip(state.output, state.batch, strict=True):
-            self._write(item["pred"], batch, segmenter)
-
-    def _write(
-        self, prediction: torch.Tensor, item: Mapping[str, Any], segmenter: MutexWatershedSegmenter
-    ) -> None:
         values = as_uint8(prediction)
-        segments = segmenter(values)
+        offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
+        yield Result("affinities", values[self.layout.affinities], offsets)
+        if self.write_lsds:
+            yield Result("lsds", values[self.layout.lsds], {})
+        made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
+        yield Result(SEGMENTATION, segmenter(values), made)
+
+    def _classes(
+        self, prediction: torch.Tensor, description: Mapping[str, Any]
+    ) -> Iterator[Result]:
+        """Probabilities and class ids."""
+        unnamed = {"names": class_names(None, self.layout.num_classes)}
+        classes = {"classes": description.get("predicted_classes") or unnamed}
+        yield Result("probabilities", as_uint8(prediction), classes)
+        yield Result(SEGMENTATION, predicted_classes(prediction), classes)
+
+    def _write(self, results: Iterable[Result], item: Mapping[str, Any]) -> None:
         place = {
             "voxel_size_nm": item["voxel_size_nm"].tolist(),
             "offset_nm": item["offset_nm"].tolist(),
         }
         path = self.output_dir / f"{item['id']}.zarr"
         with _folder_in_place(path) as part:
-            self._write_predictions(part, values, segmenter.offsets, place)
-            settings = {"segmentation": segmenter.describe()}
-            _write_array(part, "labels/segmentation", segments, "zyx", place, settings)
+            for result in results:
+                _write_array(part, result, place)
             _mark(part)
-        logger.info("%s: %d segments", path, np.count_nonzero(np.unique(segments)))
+        found = "classes" if self.layout.num_classes else "segments"
+        logger.info("%s: %d %s", path, np.count_nonzero(np.unique(result.values)), found)
 
-    def _write_predictions(
-        self,
-        path: Path,
-        values: NDArray[np.uint8],
-        offsets: Sequence[Sequence[int]],
-        place: Mapping[str, Sequence[float]],
-    ) -> None:
-        layout = ChannelLayout(len(offsets), len(values) - len(offsets))
-        attributes = {"offsets": [list(offset) for offset in offsets]}
-        _write_array(path, "affinities", values[layout.affinities], "czyx", place, attributes)
-        if self.write_lsds and layout.num_lsds:
-            _write_array(path, "lsds", values[layout.lsds], "czyx", place, {})
+
+def check_prediction(
+    description: Mapping[str, Any], layout: ChannelLayout, dimensions: int, model_dir: str | Path
+) -> None:
+    """Refuse a model that predicts something else than the configuration says.
+
+    Args:
+        description: of the model; one of a version that knew affinities in 3D alone lacks
+            ``PREDICTS``.
+        layout: of the configuration.
+        dimensions: of the configuration.
+        model_dir: for the message.
+
+    Raises:
+        InputError: names the first of the configuration's keys that differs.
+    """
+    usual = "affinities_lsds" if description.get("lsd_sigma_nm") else "affinities"
+    trained = {"output_type": usual, "dimensions": 3, "num_classes": None, **description}
+    wanted = (layout.output_type, dimensions, layout.num_classes or None)
+    for name, value in zip(PREDICTS, wanted, strict=True):
+        if trained[name] != value:
+            raise InputError(
+                f"model '{model_dir}' was trained with {name} {trained[name]!r}, the config has "
+                f"{value!r}: lay the same overlay over training and inference."
+            )
 
 
 def warn_of_scale(name: str, size: Sequence[float], *trained: Sequence[float]) -> None:
@@ -220,20 +301,14 @@ def dataset_ids(dataset: RawVolumeDataset | CachedVolumeDataset) -> list[str]:
     return [volume.id for volume in dataset.volumes]
 
 
-def _write_array(
-    path: Path,
-    name: str,
-    values: NDArray[Any],
-    axes: str,
-    place: Mapping[str, Sequence[float]],
-    attributes: Mapping[str, Any],
-) -> None:
+def _write_array(path: Path, result: Result, place: Mapping[str, Sequence[float]]) -> None:
     """One image of the OME-Zarr."""
-    chunks = [1, CHUNK, CHUNK, CHUNK][-values.ndim :]
+    values = result.values
+    axes, chunks = "czyx"[-values.ndim :], [1, CHUNK, CHUNK, CHUNK][-values.ndim :]
     (vz, vy, vx), (oz, oy, ox) = place["voxel_size_nm"], place["offset_nm"]
     array = create_ome_zarr_array(
-        path, name, values.shape, values.dtype, axes, (vz, vy, vx), (oz, oy, ox), chunks,
-        {**attributes, "voxel_size_nm": [vz, vy, vx]},
+        path, result.name, values.shape, values.dtype, axes, (vz, vy, vx), (oz, oy, ox), chunks,
+        {**result.attributes, "voxel_size_nm": [vz, vy, vx]},
     )  # fmt: skip
     array.write(values).result()
 

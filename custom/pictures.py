@@ -15,6 +15,7 @@ Value = TypeVar("Value", bound=np.generic)
 
 GOLDEN_RATIO = 0.6180339887498949
 MARGIN = 16
+UNKNOWN_GREY = 96
 BASIS_ROWS = 4000  # vectors that a basis is computed from; more change no colour that one could see
 
 
@@ -45,10 +46,10 @@ def grey_image(raw: NDArray[np.number], low: float, high: float) -> Colours:
 
 
 def label_colours(ids: NDArray[np.integer]) -> Colours:
-    """A vivid colour for every id, always the same for the same id; 0 is black.
+    """A vivid colour for every id, always the same for the same id; 0 is black, less is grey.
 
     Args:
-        ids: (N,) non-negative ids.
+        ids: (N,) ids; negative ones are unknown.
 
     Returns:
         (N, 3) RGB.
@@ -60,6 +61,7 @@ def label_colours(ids: NDArray[np.integer]) -> Colours:
     chroma = 0.62 * np.clip(np.minimum(phase, 4 - phase), 0, 1)
     colours: Colours = (value[:, None] * (1 - chroma) * 255).astype(np.uint8)
     colours[ids == 0] = 0
+    colours[ids < 0] = UNKNOWN_GREY
     return colours
 
 
@@ -101,6 +103,27 @@ def matched_to_truth(
     free = np.arange(1, objects.size + wanted + 1, dtype=np.uint64)
     names[alone] = np.setdiff1d(free, objects.astype(np.uint64))[:wanted]
     return names[index].reshape(segmentation.shape)
+
+
+def matched_by_section(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer]
+) -> NDArray[np.uint64]:
+    """``matched_to_truth`` of every section (of the first axis) on its own."""
+    sections = zip(truth, segmentation, strict=True)
+    return np.stack([matched_to_truth(*section) for section in sections])
+
+
+def channels_as_colours(values: NDArray[np.uint8]) -> Colours:
+    """The first three channels of (K, ...) as red, green and blue, (..., 3).
+
+    A second or third channel that is not there is 0; a channel alone is grey.
+    """
+    if len(values) == 1:
+        return np.repeat(values[0][..., None], 3, axis=-1)
+    colours = np.zeros((*values.shape[1:], 3), np.uint8)
+    for k, channel in enumerate(values[:3]):
+        colours[..., k] = channel
+    return colours
 
 
 def principal_colours(features: Sequence[NDArray[np.floating]]) -> list[Colours]:

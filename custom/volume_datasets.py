@@ -20,7 +20,10 @@ from custom.features.reduced import load_reduced
 from custom.features.settings import complete_settings
 from custom.features.spec import FeatureSpec
 from custom.live import FeatureVolume
+from custom.metrics import UNKNOWN
 from custom.samples import Sample, add_extracted, add_features, image_of, image_tensor
+from custom.targets.classes import ClassSettings
+from custom.truth import Truth
 
 REGIONS = ("roi", "volume")
 
@@ -30,28 +33,39 @@ class CachedVolumeDataset(Dataset[Sample]):
 
     An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm``
     (of its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do
-    not count.
+    not count, or class ids, ``UNKNOWN`` there.
 
     Args:
         volumes: from ``training_volumes`` or ``open_cache``.
         use_tokens: read the tokens; False for raw-only networks.
+        classes: what the ids of labels mean; None for objects.
+
+    Raises:
+        InputError: an id is no class.
     """
 
-    def __init__(self, volumes: Sequence[FeatureVolume], use_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        volumes: Sequence[FeatureVolume],
+        use_tokens: bool = True,
+        classes: ClassSettings | None = None,
+    ) -> None:
         self.volumes = list(volumes)
         self.use_tokens = use_tokens
+        self.truths = [Truth(v, classes) if v.has_labels else None for v in self.volumes]
+        self.unknown = 0 if classes is None else UNKNOWN
 
     def __len__(self) -> int:
         return len(self.volumes)
 
     def __getitem__(self, index: int) -> Sample:
-        volume = self.volumes[index]
+        volume, truth = self.volumes[index], self.truths[index]
         whole = Roi((0, 0, 0), volume.shape)
         image = image_tensor(volume.read_raw(whole), volume.raw_window)
         sample = _described(image, volume.id, volume.voxel_size_nm, volume.offset_nm)
-        if volume.has_labels:
-            labels, mask = volume.read_labels(whole)
-            sample["label"] = torch.from_numpy(np.where(mask, labels, 0).astype(np.int64))[None]
+        if truth is not None:
+            labels, mask = truth.read(whole)
+            sample["label"] = torch.from_numpy(np.where(mask, labels, self.unknown))[None]
         if self.use_tokens:
             add_features(sample, volume)
         return sample

@@ -23,6 +23,7 @@ from custom.features.intensity import to_unit_range
 from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.targets.settings import TargetSettings
 from custom.training import training_volumes
 from tests import test_finer_raw
 from tests.test_preprocessing import (
@@ -266,7 +267,7 @@ def test_training_reads_copies_and_others_do_not(copied: Path) -> None:
     validation = training_volumes(str(copied), "validation", *wanted)
     assert [v.metadata["entry"].get("copy", 0) for v in training] == [0, 1, 2]
     assert [v.id for v in open_cache(copied, "training")] == ["a"]
-    described = model_description(training, validation, [[1, 0, 0]], None)
+    described = model_description(training, validation, TargetSettings(((1, 0, 0),), None))
     assert [entry["id"] for entry in described["split"]["training"]] == ["a"]
 
 

@@ -12,7 +12,12 @@ from PIL import Image
 
 from custom.errors import InputError
 from custom.evaluation import Scores, SegmentationEvaluator
-from custom.metrics import adapted_rand_error, variation_of_information
+from custom.metrics import (
+    adapted_rand_error,
+    class_counts,
+    class_scores,
+    variation_of_information,
+)
 from custom.volumes import create_ome_zarr_array
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,11 +34,20 @@ def write(
     array: NDArray[Any],
     first: tuple[int, int, int] = (0, 0, 0),
     voxel_size: tuple[float, float, float] = VOXEL_SIZE,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """An array whose first voxel is the raw voxel ``first``."""
     z, y, x = (o + f * s for o, f, s in zip(RAW_OFFSET, first, voxel_size, strict=True))
     store = create_ome_zarr_array(
-        group, path, array.shape, array.dtype, "zyx", voxel_size, (z, y, x), array.shape, {}
+        group,
+        path,
+        array.shape,
+        array.dtype,
+        "zyx",
+        voxel_size,
+        (z, y, x),
+        array.shape,
+        attributes or {},
     )
     store[...] = array
 
@@ -70,7 +84,7 @@ def write_segmentation(folder: Path, array: NDArray[Any], **where: Any) -> None:
     write(folder / "output" / "cube.zarr", "labels/segmentation", array, **where)
 
 
-def evaluate(folder: Path, section: str = "test") -> list[Scores]:
+def evaluate(folder: Path, section: str = "test") -> list[Any]:
     return SegmentationEvaluator(
         folder / "datalist.json", section, folder / "output", folder / "eval"
     ).run()
@@ -255,3 +269,139 @@ def test_the_configuration_runs_it(data: Path, run_id: str) -> None:
     parser.get_parsed_content("initialize")
     parser.get_parsed_content(run_id)
     assert (data / "eval" / "scores.json").exists()
+
+
+# --- sections ---
+
+
+def assert_painted_alike(folder: Path) -> None:
+    """Truth and segmentation have the same picture, not that of raw."""
+    image = np.asarray(Image.open(folder / "eval" / "cube.png"))
+    width = image.shape[1] // 3
+    raw, true, found = (image[16:200, i * width : (i + 1) * width] for i in range(3))
+    np.testing.assert_array_equal(true, found)
+    assert (true != raw).any()
+
+
+def test_segments_of_sections_are_compared_section_by_section(data: Path) -> None:
+    apart = truth().astype(np.uint64) * 100 + np.arange(SHAPE[0], dtype=np.uint64)[:, None, None]
+    write_segmentation(data, np.where(truth() > 0, apart, 0), attributes={"dimensions": 2})
+    (scores,) = evaluate(data)
+    assert (scores.voi, scores.adapted_rand) == (0, 0)
+    inside = truth()[INSIDE]
+    pieces = sum(len(set(section[section > 0])) for section in inside)
+    assert (scores.truth_objects, scores.segments) == (pieces, pieces)
+    assert_painted_alike(data)
+
+
+def test_the_same_segments_without_the_attribute_are_split(data: Path) -> None:
+    apart = truth().astype(np.uint64) * 100 + np.arange(SHAPE[0], dtype=np.uint64)[:, None, None]
+    write_segmentation(data, np.where(truth() > 0, apart, 0), attributes={"dimensions": 3})
+    (scores,) = evaluate(data)
+    assert scores.voi_split > 1
+
+
+# --- classes ---
+
+NAMES = ["background", "mito", "er", "nucleus"]
+
+
+def write_classes(folder: Path, true: NDArray[Any], found: NDArray[Any], **meant: Any) -> None:
+    write(folder / "data.zarr", "labels/classes", true)
+    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist["test"][0]["labels"] = "data.zarr/labels/classes"
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+    write_segmentation(
+        folder, found.astype(np.uint64), attributes={"classes": {"names": NAMES} | meant}
+    )
+
+
+def class_truth() -> NDArray[np.uint8]:
+    """Background, mito and er; no nucleus."""
+    return (truth() % 3).astype(np.uint8)
+
+
+def test_classes_score_dice_and_iou(data: Path) -> None:
+    found = class_truth()
+    found[:, 10:] = (found[:, 10:] + 1) % 3
+    found[3, 4, 5] = 3
+    write_classes(data, class_truth(), found)
+    (scores,) = evaluate(data)
+    counts = class_counts(class_truth()[INSIDE], found[INSIDE], 4)
+    assert scores.values == class_scores(counts, NAMES)
+    assert 0 < scores.values["iou"] < scores.values["dice"] < 1
+    assert "dice_nucleus" not in scores.values
+    assert scores.voxels == 8 * 14 * 18, "background counts"
+    assert list(scores.row()) == ["id", "dice", "iou", "dice_mito", "dice_er", "iou_mito",
+                                  "iou_er", "voxels"]  # fmt: skip
+    content = json.loads((data / "eval" / "scores.json").read_text())
+    assert content["entries"] == [scores.row()]
+    with (data / "eval" / "scores.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["dice_er"]) == scores.values["dice_er"]
+
+
+def test_a_perfect_class_segmentation_has_dice_one_and_the_truths_colours(data: Path) -> None:
+    write_classes(data, class_truth(), class_truth())
+    (scores,) = evaluate(data)
+    assert {value for name, value in scores.values.items()} == {1.0}
+    assert_painted_alike(data)
+
+
+def test_classes_do_not_count_where_the_mask_hides_them(data: Path) -> None:
+    found = class_truth()
+    found[:, 10:] = (found[:, 10:] + 1) % 3
+    write_classes(data, class_truth(), found)
+    mask = np.ones(SHAPE, np.uint8)
+    mask[:, 10:] = 0
+    write(data / "data.zarr", "mask", mask)
+    datalist = json.loads((data / "datalist.json").read_text())
+    datalist["test"][0]["mask"] = "data.zarr/mask"
+    (data / "datalist.json").write_text(json.dumps(datalist))
+    (scores,) = evaluate(data)
+    assert scores.values["dice"] == 1.0
+    assert scores.voxels == 8 * 7 * 18
+
+
+def test_entries_of_other_kinds_share_one_table(data: Path) -> None:
+    write_classes(data, class_truth(), class_truth())
+    datalist = json.loads((data / "datalist.json").read_text())
+    objects = {**datalist["test"][0], "id": "objects", "labels": "data.zarr/labels/cells"}
+    datalist["test"].append(objects)
+    (data / "datalist.json").write_text(json.dumps(datalist))
+    write(data / "output" / "objects.zarr", "labels/segmentation", segmentation())
+    evaluate(data)
+    with (data / "eval" / "scores.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["dice"], first["voi"], second["dice"]) == ("1.0", "", "")
+    assert float(second["voi"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("true", "message"),
+    [
+        (class_truth() + 2, r"entry 'cube' hold the id 4, .* num_classes 4"),
+        (
+            np.where(np.arange(SHAPE[0])[:, None, None] < 9, 0, class_truth()),
+            "hold none of the classes mito, er, nucleus where the segmentation is",
+        ),
+    ],
+    ids=["beyond", "background alone"],
+)
+def test_truth_that_is_not_of_these_classes_is_said(
+    data: Path, true: NDArray[Any], message: str
+) -> None:
+    write_classes(data, true, class_truth()[:9])
+    with pytest.raises(InputError, match=message):
+        evaluate(data)
+
+
+def test_labels_mean_at_evaluating_what_they_meant_in_training(data: Path) -> None:
+    """Instances as foreground; one id that does not count."""
+    inside = truth()[INSIDE]
+    meant = {"names": ["background", "cell"], "class_of_labels": "foreground", "ignore_label": 7}
+    write_classes(data, truth(), truth() > 0, **meant)
+    (scores,) = evaluate(data)
+    assert set(scores.values) == {"dice", "iou", "dice_cell", "iou_cell"}
+    assert set(scores.values.values()) == {1.0}
+    assert scores.voxels == np.count_nonzero(inside != 7) < inside.size

@@ -1,35 +1,24 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from numpy.typing import NDArray
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from custom.errors import InputError
 from custom.handlers import (
     GradientClipping,
     History,
-    SegmentationScore,
-    SlicePanel,
     TensorBoard,
     TrainingProgress,
     Validation,
 )
-from custom.metrics import SCORES, instance_scores
-from custom.segmentation.segmenter import MutexWatershedSegmenter
-
-OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 3))
-SHAPE = (6, 8, 12)
-SEGMENTER = MutexWatershedSegmenter(OFFSETS, bias=-0.5, long_range_stride=1)
-
+from custom.metrics import SCORES
+from custom.scores import VOI
 
 # --- gradient clipping ---
 
@@ -59,110 +48,6 @@ def test_a_long_gradient_is_shortened_and_keeps_its_direction() -> None:
 
 def test_a_short_gradient_stays_as_it_is() -> None:
     np.testing.assert_allclose(trained(1.0, (0.3, 0.4)), (-0.3, -0.4))
-
-
-# --- scores ---
-
-
-def truth(cut: int = 5) -> NDArray[np.int64]:
-    """Two objects, cut along x."""
-    labels = np.ones(SHAPE, dtype=np.int64)
-    labels[:, :, cut:] = 2
-    return labels
-
-
-def predicted(labels: NDArray[np.int64], cut: float = 0.0) -> torch.Tensor:
-    """Affinities: 1 inside objects, ``cut`` across their border."""
-    channels = []
-    for offset in OFFSETS:
-        moved = np.roll(labels, [-o for o in offset], axis=(0, 1, 2))
-        channels.append(np.where(labels == moved, 1.0, cut))
-    return torch.tensor(np.stack(channels), dtype=torch.float32)
-
-
-def item(labels: NDArray[np.int64], prediction: torch.Tensor) -> dict[str, Any]:
-    return {
-        "image": torch.linspace(-1, 1, labels.size).reshape(1, *labels.shape),
-        "label": torch.from_numpy(labels)[None],
-        "pred": prediction,
-        "voxel_size_nm": torch.tensor([16.0, 8.0, 8.0]),
-    }
-
-
-def evaluator(*handlers: Any, score: SegmentationScore | None = None) -> Engine:
-    """An engine whose data are its outputs."""
-    engine = Engine(lambda engine, batch: batch)
-    if score is not None:
-        score.attach(engine, "voi")
-    for handler in handlers:
-        handler.attach(engine)
-    return engine
-
-
-def evaluated(score: SegmentationScore, *items: dict[str, Any]) -> Any:
-    engine = evaluator(score=score)
-    engine.run([[one] for one in items])
-    return engine.state
-
-
-def test_a_perfect_prediction_scores_nothing() -> None:
-    state = evaluated(SegmentationScore(SEGMENTER, [{}]), item(truth(), predicted(truth())))
-    assert {name: state.metrics[name] for name in SCORES} == dict.fromkeys(SCORES, 0.0)
-
-
-def test_scores_are_those_of_the_metrics_and_means_over_volumes() -> None:
-    segments = truth(9)
-    state = evaluated(
-        SegmentationScore(SEGMENTER, [{}]),
-        item(truth(), predicted(segments)),
-        item(truth(), predicted(truth())),
-    )
-    expected = instance_scores(truth(), segments)
-    assert expected["voi"] > 0.1
-    for name in SCORES:
-        assert state.metrics[name] == pytest.approx(expected[name] / 2)
-
-
-def test_the_best_setting_of_the_grid_counts() -> None:
-    grid = [{"bias": 0.5, "threshold": 0.1}, {"bias": -0.5}, {"bias": -0.5, "threshold": 0.01}]
-    prediction = predicted(truth(), cut=0.3)
-    state = evaluated(SegmentationScore(SEGMENTER, grid), item(truth(), prediction))
-    assert state.metrics["voi"] == 0
-    assert state.segmentation == {"bias": -0.5}
-
-
-def test_the_choice_is_by_voi_times_rand_and_a_new_run_forgets() -> None:
-    score = SegmentationScore(SEGMENTER, [{"bias": -0.4}, {"bias": -0.5}, {"bias": -0.6}])
-    voi, rand = SCORES.index("voi"), SCORES.index("adapted_rand")
-    table = np.zeros((2, 3, len(SCORES)))
-    table[:, :, voi] = [[1.0, 1.2, 3.0], [1.0, 1.2, 3.0]]
-    table[:, :, rand] = [[0.6, 0.1, 0.05], [0.4, 0.1, 0.05]]  # products 0.5, 0.12, 0.15
-    score.rows = table.tolist()
-    index, scores = score.best()
-    assert (index, score.compute()) == (1, 1.2)
-    assert scores["adapted_rand"] == pytest.approx(0.1)
-    score.reset()
-    assert score.rows == []
-
-
-def test_an_empty_grid_and_unknown_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one setting"):
-        SegmentationScore(SEGMENTER, [])
-    with pytest.raises(InputError, match="treshold"):
-        SegmentationScore(SEGMENTER, [{"treshold": 0.5}])
-
-
-def test_shared_fragments_give_the_same_scores_as_fragments_of_their_own() -> None:
-    prediction = predicted(truth(), cut=0.6)
-    grid: list[dict[str, Any]] = [
-        {"threshold": t, "quantile": q} for t, q in ((0.2, 0.5), (0.9, 0.9))
-    ]
-    together = SegmentationScore(SEGMENTER, grid)
-    evaluated(together, item(truth(), prediction))
-    for number, settings in enumerate(grid):
-        alone = SegmentationScore(SEGMENTER, [settings])
-        evaluated(alone, item(truth(), prediction))
-        assert together.rows[0][number] == alone.rows[0][0]
 
 
 # --- history ---
@@ -234,33 +119,6 @@ def test_tensorboard_writes_nothing_before_there_is_something(tmp_path: Path) ->
     assert (tmp_path / "board").exists()
 
 
-# --- pictures ---
-
-
-def panel(folder: Path) -> NDArray[np.uint8]:
-    with Image.open(folder / "panel_0001.png") as image:
-        assert image.mode == "RGB"
-        return np.asarray(image)
-
-
-def test_a_panel_shows_the_first_volume_in_three_planes(tmp_path: Path) -> None:
-    score = SegmentationScore(SEGMENTER, [{}])
-    board = TensorBoard(str(tmp_path / "board"))
-    engine = evaluator(SlicePanel(str(tmp_path), board, score), score=score)
-    first, second = item(truth(), predicted(truth())), item(truth(9), predicted(truth(9)))
-    engine.run([[first], [second]])
-    both = panel(tmp_path)
-    assert min(both.shape[:2]) > 3 * min(SHAPE)
-    assert len(np.unique(both.reshape(-1, 3), axis=0)) > 20
-    engine.run([[first]])
-    np.testing.assert_array_equal(both, panel(tmp_path))
-    engine.run([[second]])
-    assert (both != panel(tmp_path)).any()
-    events = EventAccumulator(str(tmp_path / "board"))
-    events.Reload()
-    assert [e.step for e in events.Images("validation")] == [1, 1, 1]
-
-
 # --- progress ---
 
 
@@ -271,7 +129,7 @@ def progressing(*, fail: bool = False, start: int = 0) -> tuple[TrainingProgress
         return {"loss": torch.tensor(0.5, requires_grad=True)}
 
     validation = Engine(lambda engine, batch: None)
-    progress, trainer = TrainingProgress(validation), Engine(step)
+    progress, trainer = TrainingProgress(validation, VOI), Engine(step)
     progress.attach(trainer)
     if start:  # as a training that is taken up
         trainer.state.max_epochs, trainer.state.epoch_length = 3, 2

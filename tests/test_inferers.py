@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, average
 from custom.inferers import CropInferer, PrepareTokenBatch, TokenSlidingWindowInferer
@@ -92,6 +93,44 @@ def test_probabilities_are_blended_not_logits():
     high, low = torch.tensor(3.0).sigmoid(), torch.tensor(-3.0).sigmoid()
     torch.testing.assert_close(found[..., 0], high.expand(1, 1, 4, 4))
     torch.testing.assert_close(found[..., -1], low.expand(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_probabilities_of_classes_sum_to_one_after_blending(mirror):
+    def network(windows):  # other logits in every window, and in every mirroring of it
+        ramp = torch.linspace(-2, 3, windows[0, 0].numel()).view(windows.shape[2:])
+        return torch.cat([windows * 3, ramp + windows, 1 - windows**2, windows * ramp], 1)
+
+    image = torch.rand(1, 1, 5, 9, 14, generator=torch.Generator().manual_seed(0))
+    inferer = TokenSlidingWindowInferer(
+        (4, 4, 6), 0.5, layout=ChannelLayout(0, 0, 4), mirror=mirror
+    )
+    found = inferer(image, network)
+    assert found.shape[1] == 4 and found.min() > 0
+    torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=0, atol=1e-5)
+    assert found.std(dim=1).min() > 1e-3
+
+
+def test_a_window_of_classes_is_its_softmax():
+    image = torch.rand(1, 1, 3, 4, 5)
+
+    def network(windows):
+        return torch.cat([windows, 2 * windows, 0 * windows], 1)
+
+    found = TokenSlidingWindowInferer((4, 4, 6), layout=ChannelLayout(0, 0, 3))(image, network)
+    torch.testing.assert_close(found, network(image).softmax(1))
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("thick", [1, 2, 7])
+def test_sections_do_not_depend_on_how_thick_windows_are(thick, windows):
+    """A network that sees one section at a time, in windows of one section or several."""
+    batch = volume((7, 9, 12))
+    inputs, _, _, tokens = PrepareTokenBatch()(batch)
+    tokens = {name: value for name, value in tokens.items() if name.endswith("xy")}
+    found = TokenSlidingWindowInferer((thick, 8, 8), 0.25, windows)(inputs, echo(), **tokens)
+    expected = TokenSlidingWindowInferer((7, 9, 12))(inputs, echo(), **tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_raw_alone_needs_no_tokens():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from custom.datalist import Datalist, OpenEntry, open_entry, parse_datalist
 from custom.errors import InputError
-from custom.label_classes import class_ids
+from custom.label_classes import class_ids, class_names
 from custom.volumes import create_ome_zarr_array
 
 SIZE = (30.5, 4.0, 4.25)
@@ -228,3 +228,19 @@ def test_a_class_may_be_annotated_in_some_entries_only(data: Path) -> None:
     second = {**paths("mito"), "er": None}
     found = parsed(data, entry(paths("mito", "er")), entry(second, "b"), bare)
     assert [e.class_ids for e in found.test] == [{"mito": 1, "er": 2}] * 2 + [None]
+
+
+@pytest.mark.parametrize(
+    ("ids", "number", "names"),
+    [
+        (None, 2, ["foreground"]),
+        (None, 4, ["class_1", "class_2", "class_3"]),
+        ({"mito": "instances"}, 2, ["mito"]),
+        ({"er": 2, "mito": 1}, 3, ["mito", "er"]),
+        ({"mito": 1, "er": 2, "nuc": 3}, 3, ["mito", "er"]),
+    ],
+)
+def test_classes_are_named_in_the_order_of_their_ids(
+    ids: dict[str, int | str] | None, number: int, names: list[str]
+) -> None:
+    assert class_names(ids, number) == ["background", *names]

@@ -19,7 +19,7 @@ from custom.loaders import training_loader
 from custom.model_files import model_description
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
-from custom.targets.settings import target_settings
+from custom.targets.settings import TargetSettings, target_settings
 from custom.training import training_volumes
 from custom.volume_datasets import CachedVolumeDataset
 from tests.test_datasets import (
@@ -123,7 +123,7 @@ def test_live_labels_of_classes_are_those_of_the_cache(datalist: Path, tmp_path:
     assert set(np.unique(volume.read_labels(box)[0])) == {0, 3}
     assert not volume.read_labels(Roi((3, 0, 0), (4, 4, 4)))[1].any()
     for found in (volume, cached):
-        description = model_description([found], [found], OFFSETS, SIGMA_NM)
+        description = model_description([found], [found], TargetSettings(OFFSETS, SIGMA_NM))
         assert description["classes"] == {"a": 1, "b": 2, "c": 3}
 
 

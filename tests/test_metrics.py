@@ -6,13 +6,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from ignite.engine import Engine
 from monai.handlers import IgniteMetricHandler
+from monai.metrics.meandice import compute_dice
+from monai.metrics.meaniou import compute_iou
 from skimage import metrics as skimage_metrics
 
 from custom.metrics import (
     SCORES,
+    UNKNOWN,
     InstanceSegmentationMetric,
     ObjectCounts,
     adapted_rand_error,
+    class_counts,
+    class_scores,
     contingency,
     instance_scores,
     object_counts,
@@ -175,3 +180,111 @@ def test_the_metric_refuses_float_labels():
 def test_the_metric_rejects_unknown_scores(scores):
     with pytest.raises(ValueError, match="scores must be some of"):
         InstanceSegmentationMetric(scores)
+
+
+# --- section by section ---
+
+
+@given(pairs())
+def test_sections_score_like_volumes_that_share_no_id(pair):
+    truth, segmentation = pair
+    apart = [
+        np.where(labels == low, labels, labels + 10 * np.arange(len(labels))[:, None, None])
+        for labels, low in ((truth, 0), (segmentation, None))
+    ]
+    assert instance_scores(*pair, per_section=True) == pytest.approx(instance_scores(*apart))
+    counted = object_counts(*pair, per_section=True)
+    assert counted.truth == np.unique(apart[0][truth > 0]).size
+    assert counted.segmentation == np.unique(apart[1][(truth > 0) & (segmentation > 0)]).size
+
+
+def test_a_section_alone_scores_like_a_volume():
+    rng = np.random.default_rng(0)
+    truth, segmentation = rng.integers(0, 4, (2, 1, 9, 11))
+    expected = instance_scores(truth, segmentation)
+    assert instance_scores(truth, segmentation, per_section=True) == expected
+
+
+def test_objects_through_sections_are_no_split_and_background_no_merge():
+    """One object in three sections; segments of their own there, one section left out."""
+    truth = np.full((3, 4, 5), 7)
+    segmentation = np.arange(3)[:, None, None] + np.zeros_like(truth)
+    assert instance_scores(truth, segmentation)["voi"] > 1
+    assert instance_scores(truth, segmentation, per_section=True)["voi"] == 0
+    blank = np.zeros_like(truth)
+    assert instance_scores(truth, blank, per_section=True)["voi"] == 0
+    assert object_counts(truth, segmentation, per_section=True) == ObjectCounts(3, 2)
+    assert object_counts(truth, segmentation) == ObjectCounts(1, 2)
+
+
+# --- classes ---
+
+NAMES = ["background", "mito", "er", "nucleus"]
+
+
+def test_class_scores_computed_by_hand():
+    truth = np.array([0, 0, 0, 1, 1, 1, 1, 2, 2, UNKNOWN, UNKNOWN])
+    found = np.array([0, 1, 3, 1, 1, 1, 2, 2, 0, 1, 3], np.uint64)
+    counts = class_counts(truth, found, 4)
+    assert counts.truth.tolist() == [3, 4, 2, 0]
+    assert counts.prediction.tolist() == [2, 4, 2, 1]
+    assert counts.shared.tolist() == [1, 3, 1, 0]
+    expected = {"dice_mito": 6 / 8, "dice_er": 2 / 4, "iou_mito": 3 / 5, "iou_er": 1 / 3}
+    expected |= {"dice": (6 / 8 + 2 / 4) / 2, "iou": (3 / 5 + 1 / 3) / 2}
+    assert class_scores(counts, NAMES) == pytest.approx(expected)
+
+
+CLASS_IDS = st.integers(UNKNOWN, 3)
+
+
+@given(SHAPES.flatmap(lambda s: st.tuples(*[arrays(np.int64, s, elements=CLASS_IDS)] * 2)))
+def test_dice_and_iou_equal_monai(pair):
+    """MONAI leaves classes without truth out, too, and takes voxels without a class."""
+    truth, found = pair[0], np.maximum(pair[1], 0)
+    one_hot = [
+        torch.from_numpy((np.arange(4)[:, None, None, None] == labels) & (truth >= 0))[None].float()
+        for labels in (found, truth)
+    ]
+    counts = class_counts(truth, found, 4)
+    for ours, theirs in ((counts.dice, compute_dice), (counts.iou, compute_iou)):
+        np.testing.assert_allclose(ours, theirs(*one_hot)[0], rtol=1e-6)
+
+
+@given(SHAPES.flatmap(lambda s: arrays(np.int64, s, elements=CLASS_IDS)))
+def test_a_perfect_prediction_scores_one(truth):
+    scores = class_scores(class_counts(truth, np.maximum(truth, 0), 4), NAMES)
+    assert set(scores.values()) <= {1.0}
+    assert len(scores) == (2 + 2 * len(there) if (there := set(truth[truth > 0])) else 0)
+
+
+def test_renamed_classes_score_under_their_new_names():
+    rng = np.random.default_rng(0)
+    truth, found = rng.integers(0, 4, (2, 5, 6, 7))
+    before = class_counts(truth, found, 4).dice
+    new = np.array([0, 3, 1, 2])
+    np.testing.assert_array_equal(class_counts(new[truth], new[found], 4).dice[new], before)
+
+
+def test_counts_of_volumes_add_up_to_those_of_both_together():
+    rng = np.random.default_rng(0)
+    truth, found = rng.integers(0, 4, (2, 6, 6, 7))
+    parts = [class_counts(truth[part], found[part], 4) for part in (slice(2), slice(2, 6))]
+    for ours, whole in zip(
+        vars(parts[0] + parts[1]).values(),
+        vars(class_counts(truth, found, 4)).values(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, whole)
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "message"),
+    [
+        ([0, 4], [0, 1], "below num_classes 4, got 4"),
+        ([0, 1], [0, 4], "got 4"),
+        ([0], [0, 1], "shape"),
+    ],
+)
+def test_class_ids_beyond_the_classes_are_refused(truth, found, message):
+    with pytest.raises(ValueError, match=message):
+        class_counts(np.array(truth), np.array(found), 4)

@@ -11,6 +11,9 @@ from torch import nn
 
 from custom.errors import InputError
 from custom.model_files import BestModel, model_description, read_description
+from custom.scores import DICE
+from custom.targets.classes import ClassSettings
+from custom.targets.settings import TargetSettings
 
 
 def validated(best: BestModel, *vois: float) -> None:
@@ -86,7 +89,7 @@ def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path)
     first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
     validated(first, 1.0)
     second = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
-    second.load_state_dict({"voi": first.voi})  # as checkpoints were before they knew features
+    second.load_state_dict({"voi": first.best})  # as checkpoints were before they knew features
     second.load_state_dict(first.state_dict())
     validated(second, 1.5)
     assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.0
@@ -119,7 +122,8 @@ def test_a_description_is_plain_json_and_names_channels_and_split(
     sigma: float | None, lsds: list[int]
 ) -> None:
     offsets = ((1, 0, 0), (0, 9, 0))
-    described = model_description([volume("cube")], [volume("held")], offsets, sigma)
+    targets = TargetSettings(offsets, sigma)
+    described = model_description([volume("cube")], [volume("held")], targets)
     assert json.loads(json.dumps(described)) == described
     assert described["channels"] == {"affinities": [0, 2], "lsds": lsds}
     assert described["affinity_offsets"] == [[1, 0, 0], [0, 9, 0]]
@@ -129,7 +133,8 @@ def test_a_description_is_plain_json_and_names_channels_and_split(
 
 def test_a_description_names_every_voxel_size_of_the_training_once() -> None:
     training = [volume("a"), volume("b", (40.0, 8.0, 6.0)), volume("c"), volume("d", (4.0,) * 3)]
-    described = model_description(training, [volume("held", (9.0,) * 3)], ((1, 0, 0),), None)
+    held = [volume("held", (9.0,) * 3)]
+    described = model_description(training, held, TargetSettings(((1, 0, 0),), None))
     assert described["voxel_size_nm"] == [8.0, 8.0, 8.0]
     assert described["other_voxel_sizes_nm"] == [[40.0, 8.0, 6.0], [4.0, 4.0, 4.0]]
 
@@ -141,3 +146,65 @@ def test_a_model_without_its_description_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text('{"features": {}}')
     with pytest.raises(InputError, match="lacks 'affinity_offsets'"):
         read_description(tmp_path)
+
+
+# --- what is predicted ---
+
+
+def test_the_best_model_is_that_of_the_highest_dice(tmp_path: Path) -> None:
+    best = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {}, key=DICE)
+    engine = Engine(lambda engine, batch: None)
+    best.attach(engine)
+    for epoch, dice in enumerate((0.0, 0.6, 0.5, 0.6), start=1):
+
+        def scored(engine: Engine, epoch: int = epoch, dice: float = dice) -> None:
+            engine.state.epoch, engine.state.metrics = epoch, {"dice": dice}
+
+        with engine.add_event_handler(Events.ITERATION_COMPLETED, scored):
+            engine.run([0])
+        described = json.loads((tmp_path / "model.json").read_text())
+        assert described["epoch"] == min(epoch, 2)
+    assert described["validation"] == {"dice": 0.6}
+    assert described["segmentation"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output_type": "labels"}, "output_type 'affinities', not 'labels'"),
+        ({"dimensions": 2}, "dimensions 3, not 2"),
+        ({}, None),
+    ],
+)
+def test_training_goes_on_only_to_predict_what_it_began_with(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    described = {"output_type": "affinities", "dimensions": 3, "num_classes": None}
+    first = BestModel(str(tmp_path), nn.Linear(1, 1), described)
+    second = BestModel(str(tmp_path), nn.Linear(1, 1), described | change)
+    if message is None:
+        second.load_state_dict(first.state_dict())
+        return
+    with pytest.raises(ValueError, match=message):
+        second.load_state_dict(first.state_dict())
+
+
+def classed(**ids: int) -> Any:
+    found = volume("cube")
+    found.metadata["entry"] = {"class_ids": ids}
+    return found
+
+
+def test_a_description_of_classes_names_them_and_no_offsets() -> None:
+    targets = TargetSettings((), None, dimensions=2, classes=ClassSettings(4, ignore_label=9))
+    cube = classed(mito=1, er=3)
+    described = model_description([cube], [cube], targets)
+    assert described["predicted_classes"] == {
+        "names": ["background", "mito", "class_2", "er"],
+        "ignore_label": 9,
+        "class_of_labels": "ids",
+    }
+    assert described["channels"] == {"classes": [0, 4]}
+    assert (described["affinity_offsets"], described["lsd_sigma_nm"]) == ([], None)
+    predicts = {key: described[key] for key in ("output_type", "dimensions", "num_classes")}
+    assert predicts == {"output_type": "labels", "dimensions": 2, "num_classes": 4}

@@ -9,9 +9,10 @@ import zarr
 from ignite.engine import Engine
 from numpy.typing import NDArray
 
+from custom.channels import ChannelLayout
 from custom.errors import InputError
-from custom.handlers import as_uint8
-from custom.output import MARKER, SegmentationWriter
+from custom.output import MARKER, SegmentationWriter, check_prediction
+from custom.scores import as_uint8
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset
 from custom.volumes import open_volume
@@ -54,6 +55,7 @@ def write(folder: Path, dataset: CachedVolumeDataset | None = None, **changes: A
     settings = changes.pop("settings", None)
     described = changes.pop("described", None)
     values = changes.pop("values", prediction())
+    layout = changes.pop("layout", ChannelLayout(4))
 
     def step(engine: Engine, batch: Any) -> Any:
         if described is not None:
@@ -67,7 +69,7 @@ def write(folder: Path, dataset: CachedVolumeDataset | None = None, **changes: A
     }
     engine = Engine(step)
     writer = SegmentationWriter(
-        str(folder), dataset or Volumes("cube"), SEGMENTER, settings, **changes
+        str(folder), dataset or Volumes("cube"), SEGMENTER, layout, settings, **changes
     )
     writer.attach(engine)
     engine.run([[item]])
@@ -125,9 +127,56 @@ def test_lsds_are_written_on_request(tmp_path: Path) -> None:
     np.testing.assert_array_equal(lsds[:, 0, 0, 0], np.rint(np.arange(10) / 20 * 255))
 
 
-def test_a_network_without_lsds_has_none_to_write(tmp_path: Path) -> None:
-    write(tmp_path, write_lsds=True, values=prediction(0))
-    assert "lsds" not in group(tmp_path)
+CLASSES = ChannelLayout(0, 0, 3)
+
+
+def class_prediction() -> torch.Tensor:
+    """Probabilities of three classes; at the first voxel two are equal."""
+    logits = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    logits[:, 0, 0, 0] = torch.tensor([0.0, 1.0, 1.0])
+    return logits.softmax(0)
+
+
+@pytest.mark.parametrize("names", [None, ["background", "mito", "er"]])
+def test_classes_are_written_with_their_probabilities_and_names(
+    tmp_path: Path, names: list[str] | None
+) -> None:
+    described = {} if names is None else {"predicted_classes": {"names": names}}
+    write(tmp_path, values=class_prediction(), layout=CLASSES, described=described)
+    assert sorted(group(tmp_path)) == ["labels", "probabilities"]
+    probabilities, classes = (
+        array(tmp_path, "probabilities"),
+        array(tmp_path, "labels/segmentation"),
+    )
+    np.testing.assert_array_equal(probabilities[:], as_uint8(class_prediction()))
+    assert classes.dtype == np.uint64
+    expected = class_prediction().numpy().argmax(0)
+    np.testing.assert_array_equal(classes[:], expected)
+    assert expected[0, 0, 0] == 1
+    for node in (probabilities, classes):
+        stored: Any = node.attrs["classes"]
+        assert stored["names"] == (names or ["background", "class_1", "class_2"])
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_segments_say_whether_they_are_of_sections(tmp_path: Path, dimensions: int) -> None:
+    write(tmp_path, dimensions=dimensions)
+    assert array(tmp_path, "labels/segmentation").attrs["dimensions"] == dimensions
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"write_lsds": True, "layout": ChannelLayout(4, 0)}, "write_lsds .* 'affinities'"),
+        ({"write_lsds": True, "layout": CLASSES}, "write_lsds has no meaning for .*'labels'"),
+        ({"settings": {"bias": 0.1}, "layout": CLASSES}, "segmentation_settings .* 'labels'"),
+    ],
+)
+def test_settings_of_what_is_not_predicted_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        write(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
@@ -200,3 +249,53 @@ def test_the_marker_is_beside_the_attributes_that_were_there(tmp_path: Path) -> 
 )
 def test_probabilities_are_rounded(probability: float, stored: int) -> None:
     assert as_uint8(torch.tensor([probability])).tolist() == [stored]
+
+
+# --- models of something else ---
+
+TRAINED = {"output_type": "affinities", "dimensions": 3, "num_classes": None}
+
+
+@pytest.mark.parametrize(
+    ("trained", "layout", "dimensions", "message"),
+    [
+        (
+            {"output_type": "labels", "num_classes": 2},
+            ChannelLayout(2, 0),
+            3,
+            "output_type 'labels'",
+        ),
+        ({}, ChannelLayout(0, 0, 2), 3, "output_type 'affinities', the config has 'labels'"),
+        ({"output_type": "affinities_lsds"}, ChannelLayout(2, 0), 3, "output_type"),
+        ({}, ChannelLayout(2, 0), 2, "dimensions 3, the config has 2"),
+        (
+            {"output_type": "labels", "num_classes": 4},
+            ChannelLayout(0, 0, 3),
+            3,
+            "num_classes 4, the config has 3",
+        ),
+        ({}, ChannelLayout(2, 0), 3, None),
+        ({"output_type": "labels", "num_classes": 3}, ChannelLayout(0, 0, 3), 3, None),
+    ],
+)
+def test_a_model_of_something_else_is_refused_by_the_key_that_differs(
+    trained: dict[str, Any], layout: ChannelLayout, dimensions: int, message: str | None
+) -> None:
+    description = {**TRAINED, **trained}
+    if message is None:
+        check_prediction(description, layout, dimensions, "models")
+        return
+    with pytest.raises(InputError, match=message):
+        check_prediction(description, layout, dimensions, "models")
+
+
+@pytest.mark.parametrize(
+    ("described", "layout"),
+    [({"lsd_sigma_nm": 80.0}, ChannelLayout(2)), ({"lsd_sigma_nm": None}, ChannelLayout(2, 0))],
+)
+def test_models_of_earlier_versions_predict_what_their_sigma_says(
+    described: dict[str, Any], layout: ChannelLayout
+) -> None:
+    check_prediction(described, layout, 3, "models")
+    with pytest.raises(InputError, match="trained with output_type"):
+        check_prediction(described, ChannelLayout(2, 10 - layout.num_lsds), 3, "models")

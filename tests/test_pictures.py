@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 
 from custom.pictures import (
+    channels_as_colours,
     contact_sheet,
     grey_image,
     label_colours,
+    matched_by_section,
     matched_to_truth,
     paint,
     plane_slice,
@@ -117,3 +119,26 @@ def test_the_direction_in_which_features_differ_most_is_red() -> None:
 def test_fewer_than_three_channels_leave_a_colour_out() -> None:
     (colours,) = principal_colours([np.arange(12.0).reshape(6, 2)])
     assert not colours[:, 2].any()
+
+
+def test_unknown_ids_are_grey() -> None:
+    painted = paint(np.array([[-1, 0], [3, -7]]))
+    assert painted[0, 0].tolist() == painted[1, 1].tolist() == [painted[0, 0, 0]] * 3
+    assert 0 < painted[0, 0, 0] < 255
+    np.testing.assert_array_equal(painted[1, 0], label_colours(np.array([3]))[0])
+
+
+def test_sections_are_matched_one_by_one() -> None:
+    truth = np.array([[[1, 1, 2]], [[2, 2, 1]]])
+    found = np.array([[[7, 7, 8]], [[5, 5, 6]]])
+    np.testing.assert_array_equal(matched_by_section(truth, found), truth)
+    assert (matched_to_truth(truth, found) != truth).any()
+
+
+def test_channels_that_are_missing_are_dark_and_one_alone_is_grey() -> None:
+    values = np.arange(4 * 2 * 3, dtype=np.uint8).reshape(4, 2, 3)
+    np.testing.assert_array_equal(channels_as_colours(values), np.moveaxis(values[:3], 0, -1))
+    two = channels_as_colours(values[:2])
+    np.testing.assert_array_equal(two[..., :2], np.moveaxis(values[:2], 0, -1))
+    assert not two[..., 2].any()
+    np.testing.assert_array_equal(channels_as_colours(values[1:2]), np.stack([values[1]] * 3, -1))

@@ -9,15 +9,18 @@ from funlib.geometry.roi import Roi
 
 from custom.errors import InputError
 from custom.features.cache import open_cache
+from custom.features.cache_files import VolumeFiles
 from custom.features.triplane import upsample
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
+from custom.targets.classes import ClassSettings
 from custom.volume_datasets import (
     CachedVolumeDataset,
     RawVolumeDataset,
     dataset_spec,
     inference_dataset,
 )
+from tests.features import cached
 from tests.test_datasets import (
     FEATURES,
     FINER,
@@ -135,3 +138,29 @@ def test_a_raw_only_network_needs_no_backbone(datalist: Path) -> None:
     )
     assert dataset_spec(dataset) is None
     assert not [key for key in dataset[0] if key.startswith("tokens")]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (None, [0, 1, 2, 3, 4]),
+        (ClassSettings(2, of_labels="foreground"), [0, 1, 1, 1, 1]),
+        (ClassSettings(2, ignore_label=2**40, of_labels="foreground"), [0, 1, -1, 1, 1]),
+    ],
+)
+def test_the_truth_is_objects_or_classes_and_unknown_is_told_from_background(
+    tmp_path: Path, classes: ClassSettings | None, expected: list[int]
+) -> None:
+    """Ids of the source are 0, 7, 2^40, 2^63 and 2^64 - 1."""
+    cached.write(VolumeFiles(tmp_path, 0), cached.request())
+    item = CachedVolumeDataset(open_cache(tmp_path, "training"), False, classes)[0]
+    known = cached.voxels()["mask"]
+    meant = np.array(expected)[cached.voxels()["gt"]]
+    label = item["label"][0].numpy()
+    np.testing.assert_array_equal(label, np.where(known, meant, 0 if classes is None else -1))
+
+
+def test_an_id_that_is_no_class_is_said_before_the_first_step(tmp_path: Path) -> None:
+    cached.write(VolumeFiles(tmp_path, 0), cached.request())
+    with pytest.raises(InputError, match=r"'cube0' hold the id 7, .* num_classes 3"):
+        CachedVolumeDataset(open_cache(tmp_path, "training"), False, ClassSettings(3))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from custom import __version__
 from custom.datalist import parse_datalist
 from custom.datalist_entry import DatalistEntry
-from custom.evaluation import Comparison, compared
-from custom.pictures import grey_image, matched_to_truth, overlay, paint, plane_slice
+from custom.evaluation import Comparison, compared, matched
+from custom.pictures import grey_image, overlay, paint, plane_slice
 from custom.planes import PLANES
 from custom.view import (
     Picture,
@@ -37,6 +37,7 @@ CURVES = {
     "Loss": ("train_loss", "validation_loss"),
     "VOI on the validation volume, bits": ("voi", "voi_split", "voi_merge"),
     "Adapted Rand error on the validation volume": ("adapted_rand",),
+    "Dice and IoU on the validation volume": ("dice", "iou"),
 }
 
 
@@ -88,6 +89,8 @@ def write_recipe_report(
 
 def _score_tiles(row: Mapping[str, float]) -> str:
     """Headline figures of one entry."""
+    if "dice" in row:
+        return _class_tiles(row)
     figures = {
         "VOI, bits": f"{row['voi']:.3f}",
         "of it split": f"{row['voi_split']:.3f}",
@@ -103,41 +106,75 @@ def _score_tiles(row: Mapping[str, float]) -> str:
     return tiles(figures) + paragraph(explained)
 
 
+def _class_tiles(row: Mapping[str, float]) -> str:
+    """Headline figures of one entry of classes."""
+    figures = {
+        f"{title}{name.removeprefix(score).replace('_', ' of ', 1)}": f"{value:.3f}"
+        for score, title in (("dice", "Dice"), ("iou", "IoU"))
+        for name, value in row.items()
+        if name.startswith(score)
+    }
+    explained = (
+        "1 is perfect; figures without a name are means over the classes but the background. "
+        f"{row['voxels']:,} voxels were compared."
+    )
+    return tiles(figures) + paragraph(explained)
+
+
 def _pictures(entry: DatalistEntry, output_dir: Path) -> str:
-    """Raw, truth, affinities and segmentation in the middle slices of the held-out region."""
+    """Raw, truth, prediction and segmentation in the middle slices of the held-out region."""
     comparison = compared(entry, output_dir)
-    affinities = _nearest_affinities(entry, output_dir, comparison)
+    predicted, explained = _prediction(entry, output_dir, comparison)
     low, high = np.percentile(comparison.raw, (0.5, 99.5))
-    matched = matched_to_truth(comparison.truth, comparison.segmentation)
+    agreeing = matched(comparison)
     size = comparison.voxel_size_nm
     rows = []
     for plane in PLANES:
         grey = grey_image(plane_slice(comparison.raw, plane, size), float(low), float(high))
         truth = paint(plane_slice(comparison.truth, plane, size))
-        segments = paint(plane_slice(matched, plane, size))
+        segments = paint(plane_slice(agreeing, plane, size))
         images = {
             "raw": grey,
             "truth": overlay(truth, grey),
-            "affinities": plane_slice(affinities, plane, size),
+            "prediction": plane_slice(predicted, plane, size),
             "segmentation": overlay(segments, grey),
         }
         rows.append(gallery([Picture(f"{plane}: {name}", image) for name, image in images.items()]))
-    return "".join(rows) + paragraph(
+    return "".join(rows) + paragraph(explained)
+
+
+def _prediction(
+    entry: DatalistEntry, output_dir: Path, comparison: Comparison
+) -> tuple[NDArray[np.uint8], str]:
+    """What the network predicted on the compared voxels, (D, H, W, 3), and what colours say."""
+    group = output_dir / f"{entry.id}.zarr"
+    box = comparison.written.to_slices()
+    if comparison.classes:
+        array = zarr.open_array(group / "probabilities" / "s0", mode="r")
+        foreground = 255 - np.asarray(array[(0, *box)])
+        return np.repeat(foreground[..., None], 3, axis=-1), (
+            "A class has one colour in truth and segmentation; the prediction is bright where it "
+            "is not background."
+        )
+    array = zarr.open_array(group / "affinities" / "s0", mode="r")
+    nearest = nearest_offsets(np.asarray(array.attrs["offsets"]))
+    colours = np.zeros((*comparison.truth.shape, 3), np.uint8)
+    for axis, k in nearest.items():
+        colours[..., axis] = array[(k, *box)]
+    return colours, (
         "A segment has the colour of the true object that it covers best; other colours are pieces "
         "split off. Red, green and blue are the affinities to the neighbours along z, y and x."
     )
 
 
-def _nearest_affinities(
-    entry: DatalistEntry, output_dir: Path, comparison: Comparison
-) -> NDArray[np.uint8]:
-    """Affinities of the three shortest offsets on the compared voxels, (D, H, W, 3)."""
-    array = zarr.open_array(output_dir / f"{entry.id}.zarr" / "affinities" / "s0", mode="r")
-    offsets = np.abs(np.asarray(array.attrs["offsets"]))
-    nearest = np.argsort((offsets**2).sum(axis=1), kind="stable")[:3]
-    nearest = nearest[np.argsort(offsets[nearest].argmax(axis=1), kind="stable")]
-    box = comparison.written.to_slices()
-    return np.stack([np.asarray(array[(int(k), *box)]) for k in nearest], axis=-1)
+def nearest_offsets(offsets: NDArray[np.integer]) -> dict[int, int]:
+    """For every axis that offsets (K, 3) lead along, the index of the shortest that does."""
+    length = (offsets**2).sum(axis=1)
+    mainly = np.abs(offsets).argmax(axis=1)
+    return {
+        int(axis): int(np.flatnonzero(mainly == axis)[length[mainly == axis].argmin()])
+        for axis in np.unique(mainly)
+    }
 
 
 def _commands(records: Sequence[Record]) -> str:

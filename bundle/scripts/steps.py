@@ -13,6 +13,14 @@ from pathlib import Path
 from custom.files import write_atomically
 
 BUNDLE = Path(__file__).resolve().parents[1]
+COLUMNS = {
+    "VOI": "voi",
+    "split": "voi_split",
+    "merge": "voi_merge",
+    "adapted Rand": "adapted_rand",
+    "mean Dice": "dice",
+    "mean IoU": "iou",
+}
 
 
 @dataclass(frozen=True)
@@ -179,13 +187,16 @@ def step_table(records: Sequence[Record]) -> str:
 
 
 def score_table(scores_json: Path) -> str:
-    """Scores of every entry, as text."""
-    lines = [f"{'entry':<24}{'VOI':>8}{'split':>8}{'merge':>8}{'adapted Rand':>14}"]
-    for entry in json.loads(scores_json.read_text())["entries"]:
-        lines.append(
-            f"{entry['id']:<24}{entry['voi']:>8.3f}{entry['voi_split']:>8.3f}"
-            f"{entry['voi_merge']:>8.3f}{entry['adapted_rand']:>14.3f}"
-        )
+    """Scores of every entry, as text, under the names of those there are."""
+    entries = json.loads(scores_json.read_text())["entries"]
+    shown = {title: key for title, key in COLUMNS.items() if any(key in e for e in entries)}
+    lines = [f"{'entry':<24}" + "".join(f"{title:>{len(title) + 3}}" for title in shown)]
+    for entry in entries:
+        cells = [
+            f"{entry[key]:>{len(title) + 3}.3f}" if key in entry else " " * (len(title) + 3)
+            for title, key in shown.items()
+        ]
+        lines.append(f"{entry['id']:<24}" + "".join(cells))
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import generate_binary_structure
 from skimage.measure import label as connected_pieces
 from skimage.segmentation import watershed
 
@@ -38,6 +39,12 @@ def is_short_range(offset: Offset) -> bool:
     return max(abs(o) for o in offset) == 1
 
 
+def linked_axes(offsets: Sequence[Offset]) -> tuple[bool, bool, bool]:
+    """Axes z, y, x along which some offset leads; without z, every section is on its own."""
+    z, y, x = (any(offset[axis] for offset in offsets) for axis in range(3))
+    return z, y, x
+
+
 def short_range_mean(
     affinities: NDArray[np.uint8] | NDArray[np.floating], offsets: Sequence[Offset]
 ) -> NDArray[np.float32]:
@@ -67,6 +74,7 @@ def remove_small_fragments(
     labels: NDArray[np.integer],
     min_size: int,
     affinity: NDArray[np.floating] | None = None,
+    linked: Sequence[bool] = (True, True, True),
 ) -> NDArray[np.uint64]:
     """Fragments of fewer than ``min_size`` voxels removed, or grown over by their neighbours.
 
@@ -78,6 +86,7 @@ def remove_small_fragments(
         labels: fragments, shape (D, H, W); 0 is background.
         min_size: smallest number of voxels that stays; 0 or 1 removes nothing.
         affinity: (D, H, W), for example ``short_range_mean``; without it the removed become 0.
+        linked: axes z, y, x along which neighbours grow; ``linked_axes`` of the offsets.
 
     Returns:
         (D, H, W) uint64, ids from 1 on without gaps.
@@ -91,7 +100,10 @@ def remove_small_fragments(
     large = np.bincount(numbered.ravel()) >= min_size
     kept = np.where(large[numbered], numbered, 0)
     if affinity is not None:
-        kept = watershed(-affinity, kept, mask=labels != 0)  # type: ignore[no-untyped-call]
+        near = generate_binary_structure(3, 1)
+        for axis in (axis for axis in range(3) if not linked[axis]):
+            near &= np.arange(3).reshape([-1 if a == axis else 1 for a in range(3)]) == 1
+        kept = watershed(-affinity, kept, near, mask=labels != 0)  # type: ignore[no-untyped-call]
     return consecutive(kept)
 
 

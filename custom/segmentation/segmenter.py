@@ -13,6 +13,7 @@ from custom.segmentation.agglomeration import agglomerate
 from custom.segmentation.fragments import (
     Offset,
     is_short_range,
+    linked_axes,
     remove_small_fragments,
     remove_weak_fragments,
     short_range_mean,
@@ -24,11 +25,14 @@ from custom.segmentation.mutex_watershed import mutex_watershed
 class MutexWatershedSegmenter:
     """Mutex watershed into fragments, removal of weak and small ones, agglomeration.
 
+    Where no offset leads along z, sections are segmented each on their own: no segment has voxels
+    in two of them, and every size is that of a piece of a section.
+
     Args:
         offsets: K affinity offsets, voxels, zyx.
         bias: as in ``mutex_watershed``.
-        long_range_stride: along every axis, one edge in so many is used for the offsets with a
-            component beyond 1.
+        long_range_stride: along every axis that offsets lead along, one edge in so many is used for
+            the offsets with a component beyond 1.
         min_affinity: fragments with a lower mean short-range affinity become background; 0 keeps
             all.
         min_size: smaller fragments (voxels) are given to their neighbours.
@@ -71,12 +75,14 @@ class MutexWatershedSegmenter:
     def fragments(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
         """Fragments (D, H, W) uint64 of affinities, before agglomeration."""
         affinities = affinities[: len(self.offsets)]
-        strides = [[1 if is_short_range(o) else self.long_range_stride] * 3 for o in self.offsets]
+        linked = linked_axes(self.offsets)
+        sparse = [self.long_range_stride if along else 1 for along in linked]
+        strides = [[1, 1, 1] if is_short_range(o) else sparse for o in self.offsets]
         labels = mutex_watershed(affinities, self.offsets, self.bias, strides)
         mean = short_range_mean(affinities, self.offsets)
         if self.min_affinity > 0:
             labels = remove_weak_fragments(labels, mean, self.min_affinity)
-        return remove_small_fragments(labels, self.min_size, mean)
+        return remove_small_fragments(labels, self.min_size, mean, linked)
 
     def join(
         self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]

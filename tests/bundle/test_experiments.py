@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 TABLE = BUNDLE / "docs" / "experiments.md"
 FEATURE_KEYS = ("backbone", "features")
 TEN_STEPS = {"epochs": 2, "iterations_per_epoch": 5, "val_interval": 2}
-SMALLER: dict[str, dict[str, Any]] = {}
+SMALLER: dict[str, dict[str, Any]] = {"two_dimensions": {"crop_size": [1, 16, 16]}}
 """What makes an overlay fit the tiny volume and network: sizes, nothing else."""
 
 

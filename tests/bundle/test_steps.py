@@ -114,3 +114,16 @@ def test_tables_name_every_step_and_every_entry(folder: Path) -> None:
     (folder / "scores.json").write_text(json.dumps({"entries": [row]}))
     shown = score_table(folder / "scores.json").splitlines()[1].split()
     assert shown == ["cube", "1.500", "1.000", "0.500", "0.250"]
+
+
+def test_the_table_of_scores_has_the_columns_that_entries_have(folder: Path) -> None:
+    classes = {"id": "er", "dice": 0.5, "iou": 0.25, "dice_mito": 0.5}
+    row = {"id": "cube", "voi": 1.5, "voi_split": 1.0, "voi_merge": 0.5, "adapted_rand": 0.125}
+    (folder / "scores.json").write_text(json.dumps({"entries": [classes]}))
+    titles, line = score_table(folder / "scores.json").splitlines()
+    assert titles.split() == ["entry", "mean", "Dice", "mean", "IoU"]
+    assert line.split() == ["er", "0.500", "0.250"]
+    (folder / "scores.json").write_text(json.dumps({"entries": [classes, row]}))
+    lines = score_table(folder / "scores.json").splitlines()
+    assert len({len(text) for text in lines}) == 1, "columns are aligned"
+    assert [text.split()[-1] for text in lines[1:]] == ["0.250", "0.125"]

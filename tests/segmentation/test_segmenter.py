@@ -133,6 +133,49 @@ def test_only_long_range_edges_are_strided(monkeypatch):
     assert seen == [[[1] * 3] * 3 + [[5] * 3] * 3]
 
 
+# --- sections ---
+
+IN_PLANE = [(0, 1, 0), (0, 0, 1), (0, 3, 0), (0, 0, 3)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_size": 5}, {"threshold": 0.6, "max_link": 1}])
+def test_sections_are_segmented_each_on_its_own(settings):
+    """In-plane offsets: the stack's segments are those of its sections, whatever lies beside."""
+    random = np.random.default_rng(0)
+    sections = [random.permutation(4 * 7 * 9).reshape(4, 7, 9) for _ in range(6)]  # no ties
+    affinities = np.stack(sections, axis=1).astype(np.uint8)
+    segment = MutexWatershedSegmenter(IN_PLANE, bias=-0.6, **settings)
+    found = segment(affinities)
+    assert len(np.unique(found)) > 6
+    ids = [set(np.unique(section[section > 0])) for section in found]
+    assert sum(map(len, ids)) == len(set.union(*ids)), "an id lies in two sections"
+    for z, section in enumerate(found):
+        assert same_partition(section[None], segment(affinities[:, z : z + 1]))
+
+
+def test_small_pieces_of_sections_are_not_grown_over_from_other_sections():
+    """A section of specks between two whole ones becomes background."""
+    labels = np.ones((3, 6, 7), np.int64)
+    labels[1] = 1 + np.arange(42).reshape(6, 7)
+    affinities = (255 * affinities_by_loop(labels, IN_PLANE)[0]).astype(np.uint8)
+    found = MutexWatershedSegmenter(IN_PLANE, min_size=2)(affinities)
+    assert not found[1].any()
+    assert found[0].all() and found[2].all()
+
+
+def test_long_range_edges_are_strided_along_linked_axes_only(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        module,
+        "mutex_watershed",
+        lambda affinities, offsets, bias, strides: seen.append(strides) or affinities[0],
+    )
+    MutexWatershedSegmenter(IN_PLANE, long_range_stride=5).fragments(
+        np.ones((4, 2, 5, 6), np.uint8)
+    )
+    assert seen == [[[1, 1, 1]] * 2 + [[1, 5, 5]] * 2]
+
+
 def test_a_description_builds_the_same_segmenter():
     segment = MutexWatershedSegmenter(**CHANGED)
     assert segment.describe() == CHANGED
