@@ -6,6 +6,7 @@ from typing import Any
 
 from monai.transforms import MapTransform, RandomizableTransform
 
+from custom.context import context_in, mirrored, named
 from custom.errors import InputError
 from custom.features import triplane
 from custom.planes import NORMAL_AXIS, PLANES
@@ -29,7 +30,8 @@ def orient(
 
     Args:
         sample: volumes (C, D, H, W) under ``keys``, the first of which is the crop itself; grids
-            under ``tokens_<plane>`` with ``placement_<plane>``, or ``features`` (C, D, H, W).
+            under ``tokens_<plane>`` with ``placement_<plane>``, or ``features`` (C, D, H, W); a
+            context likewise, with the prefix ``context_``, and its ``context_placement``.
         keys: volumes to orient, beside the features.
         axes: new order of the spatial axes, as in ``numpy.transpose``.
         flips: spatial axes to mirror after the transposition (0 is z).
@@ -40,9 +42,24 @@ def orient(
         result[key] = moved.flip([1 + a for a in flips]).contiguous()
     shape = result[keys[0]].shape[1:]
     for plane, grid in triplane.permute(token_grids(sample), axes).items():
-        mirrored = triplane.flip(grid, flips, shape)
-        result[f"tokens_{plane}"] = mirrored.values.contiguous()
-        result[f"placement_{plane}"] = mirrored.placement
+        turned = triplane.flip(grid, flips, shape)
+        result[f"tokens_{plane}"] = turned.values.contiguous()
+        result[f"placement_{plane}"] = turned.placement
+    if context := context_in(sample):
+        result |= named(_oriented_context(context, shape, axes, flips))
+    return result
+
+
+def _oriented_context(
+    context: Mapping[Hashable, Any],
+    shape: Sequence[int],
+    axes: Sequence[int],
+    flips: Sequence[int],
+) -> dict[Hashable, Any]:
+    """Parts of the context of a crop that has ``shape`` after the transposition."""
+    result = orient(context, ("image",), axes, flips)
+    placement = context["placement"][:, list(axes)]
+    result["placement"] = mirrored(placement, result["image"].shape[1:], shape, flips)
     return result
 
 
@@ -84,7 +101,8 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             voxels and crops that are square in y and x; "box": the 8 mirrorings, for any; "none":
             samples stay as they are, as those with cached targets have to. With tokens, these too
             must be alike along axes that trade places: a sample keeps its planes and the distances
-            of its tokens, so that a network sees no others than in inference.
+            of its tokens, so that a network sees no others than in inference. So with the factors
+            of a context.
         prob: probability that an orientation is drawn at all.
 
     Raises:
@@ -118,17 +136,19 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             )
         keys = [str(key) for key in self.keys]
         shape, voxel_size_nm = data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()
-        self.randomize(self._orders(shape, voxel_size_nm, _steps(data)))
+        factor = data["context_placement"][1].tolist() if "context_placement" in data else [1] * 3
+        self.randomize(self._orders(shape, voxel_size_nm, factor, _steps(data)))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
     def _orders(
         self,
         shape: Sequence[int],
         voxel_size_nm: Sequence[float],
+        factor: Sequence[float],
         steps: Mapping[str, tuple[float, ...]],
     ) -> list[tuple[int, ...]]:
         """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
-        places = list(zip(shape, voxel_size_nm, strict=True))
+        places = list(zip(shape, voxel_size_nm, factor, strict=True))
         orders = SYMMETRIES[self.symmetry]
         fitting = [
             axes
@@ -138,7 +158,8 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
                 f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)}, the "
-                f"voxel size {list(voxel_size_nm)} nm or the tokens (planes {', '.join(steps)}; "
-                "pixels_per_voxel, slice_step) differ; choose auto, or make them equal."
+                f"voxel size {list(voxel_size_nm)} nm, the tokens (planes {', '.join(steps)}; "
+                "pixels_per_voxel, slice_step) or context_factor differ; choose auto, or make them "
+                "equal."
             )
         return fitting

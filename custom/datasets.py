@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from custom.cached_targets import refuse_other_targets, stored_targets
+from custom.context import CONTEXT, contexts_of, refuse_deformed_context
 from custom.deformation import RandDeformation, rand_deformation
 from custom.errors import InputError
 from custom.json_fields import flag, whole_numbers
@@ -30,7 +31,11 @@ logger = logging.getLogger(__name__)
 
 MAX_DRAWS = 1000  # so many that one usable crop in fifty is found in any run
 MAX_HIDDEN = 200  # so many that augmentation which hides nine samples in ten ends no run
-FEATURE_KEYS = {"features", *(f"tokens_{plane}" for plane in PLANES)}
+FEATURE_KEYS = {
+    prefix + name
+    for prefix in ("", CONTEXT)
+    for name in ("features", *(f"tokens_{plane}" for plane in PLANES))
+}
 FEATURE_DTYPES = {None: None, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -49,7 +54,7 @@ class CropDataset(Dataset[Sample]):
     xz and yz, zyx, 0 for a plane that is not in the mean; ``labels``
     int64 (classes, where they are predicted) and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx)
     with the halo that targets need;
-    ``voxel_size_nm`` (3,).
+    ``voxel_size_nm`` (3,). With a context, what ``CoarseVolume.around`` gives.
 
     Args:
         volumes: with labels, from ``training_volumes``.
@@ -65,13 +70,15 @@ class CropDataset(Dataset[Sample]):
         use_raw: read raw; False for networks on features alone: ``image`` is 0 then.
         feature_dtype: of tokens or dense features, "float16" or "float32"; None: as they are.
         deformation: arguments of ``RandDeformation``, whose draws deform crops; None for none.
+        context_factor: how much coarser and larger a crop's context is, one whole number or three;
+            None: samples have no context.
 
     Raises:
         InputError: a volume has no labels or an id that is no class, the crop is larger than every
             volume or smaller than an offset, or no crop has enough labels or any left by the
             transform; cached targets are wanted that are not there or are others; features that are
             not read are to have a dtype; crops are to be deformed, but tokens or targets come from
-            a cache.
+            a cache, or there is a context; a context_factor below 1, or as large as a volume.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class CropDataset(Dataset[Sample]):
         use_raw: bool = True,
         feature_dtype: str | None = None,
         deformation: Mapping[str, Any] | None = None,
+        context_factor: int | Sequence[int] | None = None,
     ) -> None:
         self.cached_targets = flag(cached_targets, "cached_targets")
         if cached_targets:
@@ -125,6 +133,10 @@ class CropDataset(Dataset[Sample]):
         self.deformation = rand_deformation(deformation)
         if self.deformation:
             refuse_undeformable(self.volumes, self.deformation, use_tokens, cached_targets)
+            refuse_deformed_context(context_factor)
+        self.contexts = contexts_of(
+            self.volumes, context_factor, self.crop_size, use_tokens, use_raw
+        )
         self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
 
     def __len__(self) -> int:
@@ -135,7 +147,7 @@ class CropDataset(Dataset[Sample]):
         random = np.random.default_rng((self.seed, number))
         for _ in range(MAX_HIDDEN):
             index, offset, truth = self._draw(random)
-            sample = self._transformed(self._read(truth, offset, self.halos[index]), random)
+            sample = self._transformed(self._read(index, offset, truth), random)
             if self._counts(sample):
                 return sample
         raise InputError(
@@ -224,8 +236,8 @@ class CropDataset(Dataset[Sample]):
         enough = counts[inner].mean() >= self.min_labelled
         return bool(enough), bool(self.targets.classes or (counts & (labels != 0)).any())
 
-    def _read(self, truth: Truth, offset: tuple[int, ...], halo: tuple[int, int, int]) -> Sample:
-        volume, roi = truth.volume, Roi(offset, self.crop_size)
+    def _read(self, index: int, offset: tuple[int, ...], truth: Truth) -> Sample:
+        volume, roi, halo = truth.volume, Roi(offset, self.crop_size), self.halos[index]
         labels, mask = truth.read(roi.grow(halo, halo))
         sample: Sample = {
             "image": self._image(volume, roi),
@@ -237,7 +249,9 @@ class CropDataset(Dataset[Sample]):
             sample |= stored_targets(volume, roi)
         if self.use_tokens:
             add_features(sample, volume, roi)
-            self._convert_(sample)
+        if self.contexts:
+            sample |= self.contexts[index].around(offset, self.crop_size)
+        self._convert_(sample)
         return sample
 
     def _image(self, volume: FeatureVolume, roi: Roi) -> Tensor:

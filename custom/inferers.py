@@ -9,6 +9,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from custom.channels import LSD_CHANNELS_3D, ChannelLayout
+from custom.context import CONTEXT, CoarseVolume, coarse_volume, context_factor_of
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.json_fields import flag, whole_numbers
@@ -18,6 +19,8 @@ from custom.planes import PLANES
 
 class PrepareTokenBatch(PrepareBatch):
     """Image, label, and as keyword arguments the batch's tokens and placements, or its features.
+
+    A context goes with them.
 
     Args:
         tokens_to_device: move tokens along with the image; False leaves them where they are, for an
@@ -41,6 +44,7 @@ class PrepareTokenBatch(PrepareBatch):
 
         names = [f"{kind}_{plane}" for plane in PLANES for kind in ("tokens", "placement")]
         extra = {name: batchdata[name] for name in (*names, "features") if name in batchdata}
+        extra |= {name: batchdata[name] for name in batchdata if name.startswith(CONTEXT)}
         if self.tokens_to_device:
             extra = {name: moved(value) for name, value in extra.items()}
         label = batchdata.get("label")
@@ -86,6 +90,7 @@ class TokenSlidingWindowInferer(Inferer):
         affinity_offsets: of the network's affinities, voxels, zyx; needed to mirror them.
         layout: of the network's channels; None for affinities, with or without LSDs.
         dimensions: 2 for a network that sees one section at a time: z is not mirrored then.
+        context_factor: of the network's context, one or three whole numbers; None without.
 
     Raises:
         InputError: ``amp`` or ``mirror`` is not a bool, ``overlap`` or ``roi_size`` is out of
@@ -103,6 +108,7 @@ class TokenSlidingWindowInferer(Inferer):
         affinity_offsets: Sequence[Sequence[int]] | None = None,
         layout: ChannelLayout | None = None,
         dimensions: int = 3,
+        context_factor: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.roi_size = whole_numbers(list(roi_size), 3, 1, "the inferer's roi_size")
@@ -122,6 +128,7 @@ class TokenSlidingWindowInferer(Inferer):
                 LSD_CHANNELS_3D if layout is None else layout.num_lsds,
                 SPATIAL_AXES[-dimensions:],
             )
+        self.context_factor = context_factor_of(context_factor)
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
@@ -134,11 +141,14 @@ class TokenSlidingWindowInferer(Inferer):
         if inputs.shape[0] != 1:
             raise ValueError(f"one volume at a time, got a batch of {inputs.shape[0]}")
         grids, features = _grids(kwargs), kwargs.get("features")
+        coarse = coarse_volume(inputs, kwargs, self.context_factor) if self.context_factor else None
 
         def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
             tokens = _tokens_at(grids, places, windows.shape[2:], windows.device)
             if features is not None:
                 tokens["features"] = _features_at(features, places, windows.device)
+            if coarse is not None:
+                tokens |= _contexts_at(coarse, places, windows)
             if self.mirroring:
                 return self.mirroring(probabilities, windows, tokens)
             return probabilities(windows, tokens)
@@ -192,3 +202,11 @@ def _features_at(
 ) -> Tensor:
     """Dense features (B, C, D, H, W) of a batch of windows of one volume."""
     return torch.stack([features[0][(slice(None), *place[-3:])] for place in places]).to(device)
+
+
+def _contexts_at(
+    coarse: CoarseVolume, places: Sequence[Sequence[slice]], windows: Tensor
+) -> dict[str, Tensor]:
+    """Contexts of a batch of windows of one volume, by the network's argument names."""
+    parts = [coarse.around([s.start for s in p[-3:]], windows.shape[2:]) for p in places]
+    return {name: torch.stack([p[name] for p in parts]).to(windows.device) for name in parts[0]}

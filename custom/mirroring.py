@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from custom.channels import LSD_CHANNELS, LSD_CHANNELS_3D
+from custom.context import CONTEXT, context_in, mirrored, named
 from custom.targets.affinities import paired_slices
 
 SPATIAL_AXES = (0, 1, 2)
@@ -85,19 +86,28 @@ def mirror_tokens(
 ) -> dict[str, Tensor]:
     """Token grids and placements of a batch of windows of ``shape``, mirrored along ``axes``.
 
-    Dense features are mirrored, too.
+    Dense features are mirrored, too, and so is a context, with its placement.
     """
-    result = dict(tokens)
+    result = {name: value for name, value in tokens.items() if not name.startswith(CONTEXT)}
     if "features" in tokens:
         result["features"] = tokens["features"].flip([2 + axis for axis in axes])
     for name in (name for name in tokens if name.startswith("tokens_")):
         values, place = tokens[name], name.replace("tokens", "placement")
-        placement = tokens[place].clone()
-        for axis in axes:
-            extent = values.shape[2 + axis] * placement[:, 1, axis]
-            placement[:, 0, axis] = shape[axis] - (placement[:, 0, axis] + extent)
         result[name] = values.flip([2 + axis for axis in axes])
-        result[place] = placement
+        result[place] = mirrored(tokens[place], values.shape[2:], shape, axes)
+    if context := context_in(tokens):
+        result |= named(_mirrored_context(context, axes, shape))
+    return result
+
+
+def _mirrored_context(
+    context: Mapping[str, Tensor], axes: Sequence[int], shape: Sequence[int]
+) -> dict[str, Tensor]:
+    """Parts of the contexts of a batch of windows of ``shape``."""
+    image = context["image"]
+    result = mirror_tokens(context, axes, image.shape[2:])
+    result["image"] = image.flip([2 + axis for axis in axes])
+    result["placement"] = mirrored(context["placement"], image.shape[2:], shape, axes)
     return result
 
 

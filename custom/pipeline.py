@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from monai.networks import eval_mode
 from torch import Tensor, nn
 
+from custom.context import context_factor_of, whole_contexts
 from custom.errors import InputError
 from custom.features.backbone import Backbone
 from custom.features.batching import checked_windows_at_once
@@ -44,6 +45,8 @@ class Pipeline(nn.Module):
             on whole volumes and a sigmoid.
         windows_at_once: batch size of the backbone; None for as many as fit into memory.
         save_backbone: whether the state dict holds the backbone's weights, too.
+        context_factor: of the network's context, which ``forward`` takes from the volume itself;
+            None without. An inferer has its own.
 
     Raises:
         ValueError: a backbone without a spec or the reverse, or one that the spec is not of; the
@@ -59,6 +62,7 @@ class Pipeline(nn.Module):
         inferer: Inferer | None = None,
         windows_at_once: int | None = None,
         save_backbone: bool = False,
+        context_factor: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if (backbone is None) != (spec is None):
@@ -77,6 +81,7 @@ class Pipeline(nn.Module):
         self.inferer = inferer
         self.windows_at_once = checked_windows_at_once(windows_at_once)
         self.save_backbone = save_backbone
+        self.context_factor = context_factor_of(context_factor)
         for register, hook in (
             (self.register_state_dict_post_hook, _leave_backbone_out),
             (self.register_load_state_dict_pre_hook, _keep_backbone),
@@ -98,6 +103,8 @@ class Pipeline(nn.Module):
             InputError: raw holds NaN or infinite values.
         """
         image, features = self._inputs(raw)
+        if self.context_factor is not None:
+            features |= whole_contexts(image, features, self.context_factor)
         logits: Tensor = self.network(image, **features).float()
         return logits.squeeze(2) if raw.ndim == 4 else logits
 
@@ -190,7 +197,17 @@ def load_pipeline(
         backbone, spec = load_reduced(source, settings, device, model_dir, advice)
         refuse_other_features(model_dir, description, spec)
     inferer = parser.get_parsed_content("validate#inferer")
-    pipeline = Pipeline(network, intensity_window, backbone, spec, inferer, windows_at_once)
+    has_factor = "context_factor" in description["config"]  # not in models from before
+    factor = parser.get_parsed_content("context_factor") if has_factor else None
+    pipeline = Pipeline(
+        network,
+        intensity_window,
+        backbone,
+        spec,
+        inferer,
+        windows_at_once,
+        context_factor=factor,
+    )
     return pipeline.to(device).eval()
 
 

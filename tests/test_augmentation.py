@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom.augmentation import RandOrientationd, orient
+from custom.context import coarse_volume
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid
+from custom.networks.context import sample_context
 from custom.planes import NORMAL_AXIS, PLANES
 from custom.targets.affinities import affinities
 from custom.targets.boundary_weights import boundary_weights
@@ -37,6 +39,57 @@ def test_a_planted_blob_stays_on_itself(axes: tuple[int, ...], flips: tuple[int,
         torch.testing.assert_close(dense(found, turned), expected, rtol=0, atol=1e-5)
     assert_in_register(found)
     assert (found["id"], len(found)) == ("a", len(sample))
+
+
+def with_context(sample: dict[Hashable, Any], factor: tuple[int, int, int]) -> dict[Hashable, Any]:
+    """The sample with the context of a crop in a volume of its own, and tokens there."""
+    shape = sample["image"].shape[1:]
+    wide = planted(tuple(3 * n for n in shape))  # type: ignore[arg-type]
+    batch = {k: v[None] for k, v in wide.items() if isinstance(v, torch.Tensor)}
+    coarse = coarse_volume(wide["image"][None], batch, factor)
+    return {**sample, **coarse.around([n - 1 for n in shape], shape)}
+
+
+def seen(sample: dict[Hashable, Any]) -> torch.Tensor:
+    """The context's raw where it lies in the crop, and a plane's tokens in the context."""
+    image, placement = sample["context_image"][None], sample["context_placement"][None]
+    return sample_context(image, placement, (1, 1, 1), sample["image"].shape[1:])[0]
+
+
+@pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS, ids=str)
+def test_a_context_turns_with_its_crop(axes: tuple[int, ...], flips: tuple[int, ...]) -> None:
+    sample = with_context(planted((6, 7, 8)), (2, 3, 4))
+    found = orient(sample, KEYS, axes, flips)
+    torch.testing.assert_close(seen(found), moved(seen(sample), axes, flips), rtol=0, atol=1e-5)
+    inner, turned = (
+        {name.removeprefix("context_"): v for name, v in s.items() if "context_" in name}
+        for s in (sample, found)
+    )
+    for plane in PLANES:
+        expected = moved(dense(inner, plane), axes, flips)
+        other = PLANES[axes.index(NORMAL_AXIS[plane])]
+        torch.testing.assert_close(dense(turned, other), expected, rtol=0, atol=1e-5)
+    assert found.keys() == sample.keys()
+    plain = {name: v for name, v in sample.items() if "context_" not in str(name)}
+    assert orient(plain, KEYS, axes, flips).keys() == plain.keys()
+
+
+@pytest.mark.parametrize(
+    ("factor", "orders"), [((2, 2, 2), 6), ((1, 2, 2), 2), ((2, 1, 3), 1)], ids=str
+)
+def test_a_sample_keeps_the_factors_of_its_context(
+    factor: tuple[int, int, int], orders: int
+) -> None:
+    sample = with_context(planted((6, 6, 6), EQUAL), factor)
+    transform, drawn = RandOrientationd(KEYS).set_random_state(0), set()
+    for _ in range(40 * orders):
+        found = transform(sample)
+        drawn.add(transform.axes)
+        assert torch.equal(found["context_placement"][1], sample["context_placement"][1])
+    assert len(drawn) == orders
+    if orders < 6:
+        with pytest.raises(InputError, match=r"symmetry 'cube' swaps .* or context_factor differ"):
+            RandOrientationd(KEYS, "cube").set_random_state(0)(sample)
 
 
 def test_orienting_leaves_its_argument_alone() -> None:

@@ -7,6 +7,8 @@ from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.inferers import PrepareTokenBatch, TokenSlidingWindowInferer
 from custom.mirroring import Mirroring
+from custom.networks.context import sample_context
+from custom.planes import PLANES, upsample_batch
 from custom.targets.affinities import affinities
 from custom.targets.lsds import local_shape_descriptors
 from tests.test_inferers import echo, volume
@@ -124,6 +126,36 @@ def test_an_inferer_of_sections_mirrors_in_the_plane() -> None:
     assert len(calls) == 4
     for seen in calls:  # sections stay where they are
         torch.testing.assert_close(seen.mean((3, 4)), inputs.mean((3, 4)))
+
+
+def test_a_context_is_mirrored_with_its_window() -> None:
+    """As above, when the network echoes what the context says of each voxel."""
+
+    def echo_context(image: Tensor, **given: Tensor) -> Tensor:
+        shape = image.shape[2:]
+        raw = sample_context(given["context_image"], given["context_placement"], (1, 1, 1), shape)
+        inner = given["context_image"].shape[2:]
+        tokens = [
+            sample_context(
+                upsample_batch(
+                    given[f"context_tokens_{p}"], given[f"context_placement_{p}"], inner, p
+                ),
+                given["context_placement"],
+                (1, 1, 1),
+                shape,
+            )
+            for p in PLANES
+        ]
+        return torch.cat([raw, raw, *tokens], 1)
+
+    inputs, _, _, tokens = PrepareTokenBatch()(volume((9, 17, 12)))
+    settings = {"roi_size": (8, 7, 5), "overlap": 0.5, "context_factor": [2, 3, 2]}
+    plain = TokenSlidingWindowInferer(**settings)(inputs, echo_context, **tokens)
+    offsets = [(9, 9, 9)]
+    mirrored = TokenSlidingWindowInferer(**settings, mirror=True, affinity_offsets=offsets)(
+        inputs, echo_context, **tokens
+    )
+    torch.testing.assert_close(mirrored[:, 1:], plain[:, 1:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from custom.planes import NORMAL_AXIS, PLANES, upsample_batch
 
 Triple = tuple[float, float, float]
 
+SAME_PLACE = 1e-5  # entries: placements in float32 and float64 have to take the same ones
+
 
 @dataclass(frozen=True)
 class PlaneGrid:
@@ -92,7 +94,7 @@ def entries_for(
     for axis in range(3):
         position = (offset[axis] + 0.5 - start[axis]) / step[axis] - 0.5
         on_voxels = step[axis] == 1 and start[axis] == int(start[axis])
-        first.append(round(position) if on_voxels else math.floor(position))
+        first.append(round(position) if on_voxels else math.floor(position + SAME_PLACE))
         count.append(shape[axis] if on_voxels else math.ceil((shape[axis] - 1) / step[axis]) + 2)
     return tuple(first), tuple(count)
 

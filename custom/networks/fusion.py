@@ -1,7 +1,8 @@
 """Project the tokens of three planes, fuse them, and join them with raw."""
 
+import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from custom.errors import InputError
 from custom.json_fields import flag
+from custom.networks.context import ContextFusion, LevelFusion
 from custom.networks.upsampling import LearnedUpsampling
 from custom.planes import PLANES, upsample_batch
 
@@ -240,10 +242,13 @@ class TokenUNet(nn.Module):
         fusion: of the planes: "mean" (``TokenFusion``), "weighted" (``WeightedFusion``) or "concat"
             (``ConcatFusion``).
         planes: that tokens are given of.
+        context: fuses a coarser, larger field of view into the levels of ``network``, which then
+            has to take it as a second argument, ``fuse_level``; None without.
 
     Raises:
         InputError: neither raw nor tokens; ``upsampling_steps`` out of range; no such ``fusion``; a
-            raw-only network is to upsample or fuse tokens in a way of its own.
+            raw-only network is to upsample or fuse tokens in a way of its own; a context for a
+            network that cannot take one, or with other strides.
     """
 
     def __init__(
@@ -255,8 +260,11 @@ class TokenUNet(nn.Module):
         upsampling_steps: int = 0,
         fusion: str = "mean",
         planes: Sequence[str] = PLANES,
+        context: ContextFusion | None = None,
     ) -> None:
         super().__init__()
+        if context is not None:
+            _refuse_context(network, context)
         if not (flag(use_raw, "use_raw") or token_channels):
             raise InputError(
                 "a network needs raw, tokens or both: use_raw is false and token_channels is 0."
@@ -275,6 +283,7 @@ class TokenUNet(nn.Module):
             )
         self.fused_channels = fused_channels
         self.use_raw = use_raw
+        self.context = context
 
     @property
     def inner_channels(self) -> int:
@@ -291,6 +300,7 @@ class TokenUNet(nn.Module):
         tokens_yz: Tensor | None = None,
         placement_yz: Tensor | None = None,
         features: Tensor | None = None,
+        **context: Tensor,
     ) -> Tensor:
         """Logits of a batch of crops.
 
@@ -302,24 +312,68 @@ class TokenUNet(nn.Module):
                 it so): it then sees zeros in their place.
             placement_xy: (B, 2, 3) start and step of ``tokens_xy`` in voxels; likewise the others.
             features: (B, C, D, H, W) of the dense layout, instead of tokens.
+            context: ``context_image`` (B, 1, d, h, w) and ``context_placement`` (B, 2, 3), start
+                and step of its voxels in voxels of the crop; its tokens or features with the prefix
+                ``context_``. In eval mode only, they may be missing as tokens may.
 
         Returns:
             (B, K + L, D, H, W) logits.
 
         Raises:
-            InputError: tokens are missing in training.
+            InputError: tokens or context are missing in training, or there is a context that the
+                network does not take.
         """
         values = dict(zip(PLANES, (tokens_xy, tokens_xz, tokens_yz), strict=True))
         places = dict(zip(PLANES, (placement_xy, placement_xz, placement_yz), strict=True))
+        tokens = {p: v for p, v in values.items() if v is not None}
+        placements = {p: v for p, v in places.items() if v is not None}
+        x = self._inputs(image, tokens, placements, features)
+        fused = self._context(image, context)
+        logits: Tensor = self.network(x) if fused is None else self.network(x, fused)
+        return logits
+
+    def _inputs(
+        self,
+        image: Tensor,
+        tokens: dict[str, Tensor],
+        placements: dict[str, Tensor],
+        features: Tensor | None,
+    ) -> Tensor:
+        """Raw and fused tokens, or features, of a box as one tensor."""
         inputs = [image] if self.use_raw else []
         if self.fusion is not None and features is not None:
             inputs.append(self.fusion.project_dense(features))
         elif self.fusion is not None:
-            tokens = {p: v for p, v in values.items() if v is not None}
-            placements = {p: v for p, v in places.items() if v is not None}
             inputs.append(self._fuse(tokens, placements, image))
-        logits: Tensor = self.network(torch.cat(inputs, dim=1))
-        return logits
+        return torch.cat(inputs, dim=1)
+
+    def _context(self, image: Tensor, context: Mapping[str, Tensor]) -> LevelFusion | None:
+        """What fuses the context into the network's levels; None for a network without."""
+        if self.context is None:
+            if context:
+                raise InputError(
+                    "the data have a context, but the network takes none: set context_factor of "
+                    "both alike."
+                )
+            return None
+        fused: LevelFusion
+        if "context_image" in context:
+            tokens = {p: v for p in PLANES if (v := context.get(f"context_tokens_{p}")) is not None}
+            placements = {p: context[f"context_placement_{p}"] for p in tokens}
+            features = context.get("context_features")
+            x = self._inputs(context["context_image"], tokens, placements, features)
+            fused = self.context(x, context["context_placement"])
+            return fused
+        if self.training:
+            raise InputError(
+                "the network is to be trained with a context, but the batch has none: set "
+                "context_factor of the training data as that of the network."
+            )
+        logger.warning("no context given: the network sees zeros in its place")
+        nothing = image.new_zeros(image.shape[0], self.context.in_channels, *image.shape[2:])
+        as_it_is = image.new_tensor([[0.0] * 3, [1.0] * 3]).expand(image.shape[0], 2, 3)
+        fused = self.context(nothing, as_it_is)
+        return fused
 
     def _fuse(
         self, tokens: dict[str, Tensor], placements: dict[str, Tensor], image: Tensor
@@ -335,3 +389,18 @@ class TokenUNet(nn.Module):
             )
         logger.warning("no tokens given: the network sees zeros in their place")
         return image.new_zeros(image.shape[0], self.fused_channels, *image.shape[2:])
+
+
+def _refuse_context(network: nn.Module, context: ContextFusion) -> None:
+    """A network that cannot take a context, or whose levels are others."""
+    if "fuse_level" not in inspect.signature(network.forward).parameters:
+        raise InputError(
+            f"{type(network).__name__} cannot take a context: set context_factor to null, or take "
+            f"custom.networks.unet.UNet."
+        )
+    strides = getattr(network, "strides", context.steps)
+    if list(strides) != context.steps:
+        raise InputError(
+            f"the network has strides {[list(s) for s in strides]}, its context "
+            f"{[list(s) for s in context.steps]}: give both unet_strides."
+        )

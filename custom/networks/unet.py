@@ -79,7 +79,7 @@ class UNet(nn.Module):
         levels = _checked_channels(channels)
         self.strides = checked_strides(strides, levels - 1)
         steps = [stride[3 - dimensions :] for stride in self.strides]
-        sizes = [kernel[3 - dimensions :] for kernel in _checked_kernels(kernels, levels)]
+        sizes = [kernel[3 - dimensions :] for kernel in checked_kernels(kernels, levels)]
         block = ResidualBlock if flag(residual, "unet_residual") else conv_block
         self.down = nn.ModuleList(
             block(a, b, size, norm, dropout)
@@ -168,10 +168,14 @@ def checked_strides(
     return _per_level([2] * steps if strides is None else strides, steps, what)
 
 
-def _checked_kernels(
+def checked_kernels(
     kernels: Sequence[int | Sequence[int]] | None, levels: int
 ) -> list[tuple[int, int, int]]:
-    """One kernel for each level."""
+    """One kernel for each level, zyx; 3 everywhere where none are given.
+
+    Raises:
+        InputError: not so many, or not odd numbers from 1 on.
+    """
     what = f"unet_kernels (one or three odd numbers for each of {levels} levels)"
     found = _per_level([3] * levels if kernels is None else kernels, levels, what)
     if any(size % 2 == 0 for kernel in found for size in kernel):

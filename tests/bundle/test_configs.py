@@ -182,6 +182,7 @@ def test_load_gives_the_network_with_the_weights_of_a_shared_bundle(
         "fused_channels",
         "learned_upsampling_steps",
         "fusion",
+        "context_factor",
         "unet_channels",
         "unet_strides",
         "unet_kernels",
