@@ -102,7 +102,8 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             samples stay as they are, as those with cached targets have to. With tokens, these too
             must be alike along axes that trade places: a sample keeps its planes and the distances
             of its tokens, so that a network sees no others than in inference. So with the factors
-            of a context.
+            of a context. Where labels reach beyond the crop in y and x alone, as those of sections
+            do, z does not trade places.
         prob: probability that an orientation is drawn at all.
 
     Raises:
@@ -135,20 +136,22 @@ class RandOrientationd(RandomizableTransform, MapTransform):
                 "cache cannot be turned with their crop; change one of them."
             )
         keys = [str(key) for key in self.keys]
-        shape, voxel_size_nm = data[keys[0]].shape[1:], data["voxel_size_nm"].tolist()
+        shapes = [data[key].shape[1:] for key in keys]
         factor = data["context_placement"][1].tolist() if "context_placement" in data else [1] * 3
-        self.randomize(self._orders(shape, voxel_size_nm, factor, _steps(data)))
+        size = data["voxel_size_nm"].tolist()
+        self.randomize(self._orders(shapes, size, factor, _steps(data)))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
     def _orders(
         self,
-        shape: Sequence[int],
+        shapes: Sequence[Sequence[int]],
         voxel_size_nm: Sequence[float],
         factor: Sequence[float],
         steps: Mapping[str, tuple[float, ...]],
     ) -> list[tuple[int, ...]]:
         """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
-        places = list(zip(shape, voxel_size_nm, factor, strict=True))
+        haloed = [any(n > of_axis[0] for n in of_axis) for of_axis in zip(*shapes, strict=True)]
+        places = list(zip(shapes[0], haloed, voxel_size_nm, factor, strict=True))
         orders = SYMMETRIES[self.symmetry]
         fitting = [
             axes
@@ -157,9 +160,9 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         ]
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
-                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)}, the "
-                f"voxel size {list(voxel_size_nm)} nm, the tokens (planes {', '.join(steps)}; "
-                "pixels_per_voxel, slice_step) or context_factor differ; choose auto, or make them "
-                "equal."
+                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shapes[0])}, "
+                f"the voxel size {list(voxel_size_nm)} nm, the labels around the crop (dimensions), "
+                f"the tokens (planes {', '.join(steps)}; pixels_per_voxel, slice_step) or "
+                "context_factor differ; choose auto, or make them equal."
             )
         return fitting

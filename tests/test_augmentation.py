@@ -137,6 +137,23 @@ SIZES = [
 ]
 
 
+def test_sections_whose_targets_need_labels_in_their_plane_alone_stay_sections() -> None:
+    sample = {
+        "image": torch.arange(64.0).reshape(1, 4, 4, 4),
+        "labels": torch.zeros(1, 4, 8, 8),
+        "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
+    }
+    keys = ("image", "labels")
+    drawn = set()
+    for seed in range(60):
+        transform = RandOrientationd(keys).set_random_state(seed)
+        assert transform(sample)["labels"].shape == (1, 4, 8, 8)
+        drawn.add(transform.axes)
+    assert drawn == {(0, 1, 2), (0, 2, 1)}
+    with pytest.raises(InputError, match=r"the labels around the crop \(dimensions\)"):
+        RandOrientationd(keys, "cube")(sample)
+
+
 @pytest.mark.parametrize(("symmetry", "shape", "size"), SIZES, ids=str)
 def test_unequal_axes_never_trade_places(
     symmetry: str, shape: tuple[int, ...], size: tuple[float, ...]

@@ -113,6 +113,36 @@ def test_other_settings_replace_the_targets_and_nothing_else(
     assert defects(cache_dir) == []
 
 
+def forget_new_settings(cache_dir: Path) -> None:
+    """Metadata as versions wrote them that knew four settings."""
+    older = ("affinity_offsets", "lsd_sigma_nm", "lsd_downsample", "boundary_power")
+    for index in (0, 2):
+        path = VolumeFiles(cache_dir, index).metadata
+        metadata = json.loads(path.read_text())
+        metadata["targets"] = {key: metadata["targets"][key] for key in older}
+        path.write_text(json.dumps(metadata))
+
+
+def test_targets_of_earlier_versions_are_kept_unless_their_weights_had_no_end(
+    cache_dir: Path,
+) -> None:
+    update(cache_dir, OTHERS)
+    forget_new_settings(cache_dir)
+    assert defects(cache_dir) == []
+    assert update(cache_dir, OTHERS) == []
+    refuse_other_targets(labelled(cache_dir), OTHERS)
+    update(cache_dir)
+    forget_new_settings(cache_dir)
+    with pytest.raises(InputError, match=r"in boundary_reach_nm \(None, not 240\.0\): run python"):
+        refuse_other_targets(labelled(cache_dir), SETTINGS)
+    assert update(cache_dir) == ["volume_000000", "volume_000002"]
+    refuse_other_targets(labelled(cache_dir), SETTINGS)
+
+
+def labelled(cache_dir: Path) -> list[CachedVolume]:
+    return [volume for volume in open_cache(cache_dir) if volume.has_labels]
+
+
 def test_removed_targets_leave_the_cache_as_it_was(cache_dir: Path) -> None:
     before = {p: p.read_bytes() for p in cache_dir.rglob("*") if p.is_file()}
     update(cache_dir)
@@ -248,7 +278,7 @@ def crops(cache_dir: Path, symmetry: str = "none", cached: bool = True, **settin
     }
     targets = target_settings(**wanted)
     return CropDataset(
-        [v for v in open_cache(cache_dir) if v.has_labels],
+        labelled(cache_dir),
         CROP,
         targets,
         num_samples=12,
@@ -259,10 +289,13 @@ def crops(cache_dir: Path, symmetry: str = "none", cached: bool = True, **settin
     )
 
 
-def test_samples_with_cached_targets_equal_those_with_computed_ones(cache_dir: Path) -> None:
+@pytest.mark.parametrize("erosion", [0, [0, 0, 1]])
+def test_samples_with_cached_targets_equal_those_with_computed_ones(
+    cache_dir: Path, erosion: Any
+) -> None:
     update(cache_dir)
     layout = SETTINGS.layout
-    cached, computed = (crops(cache_dir, cached=c) for c in (True, False))
+    cached, computed = (crops(cache_dir, cached=c, mask_erosion=erosion) for c in (True, False))
     for number in range(12):
         one, other = cached[number], computed[number]
         assert one.keys() == other.keys()
