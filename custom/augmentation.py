@@ -161,8 +161,8 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
                 f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shapes[0])}, "
-                f"the voxel size {list(voxel_size_nm)} nm, the labels around the crop (dimensions), "
-                f"the tokens (planes {', '.join(steps)}; pixels_per_voxel, slice_step) or "
+                f"the voxel size {list(voxel_size_nm)} nm, the labels around the crop "
+                f"(dimensions), the tokens (planes {', '.join(steps)}; pixels_per_voxel, slice_step) or "
                 "context_factor differ; choose auto, or make them equal."
             )
         return fitting

@@ -79,7 +79,7 @@ class BatchRenorm(nn.Module):
     @torch.no_grad()
     def _corrections(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The step's r and d; counts the step and moves the running statistics."""
-        values = x.detach().to(self.running_mean.dtype)
+        values = x.to(self.running_mean.dtype)
         axes = [axis for axis in range(x.ndim) if axis != 1]
         variance, mean = torch.var_mean(values, axes, correction=0)
         std = (variance + self.eps).sqrt()

@@ -47,7 +47,7 @@ class UNet(nn.Module):
         upsampling: "transposed" or "interpolation", as in ``up_layer``.
         dimensions: 3 or 2.
         checkpointing: keep only what goes from block to block, and compute the rest again for the
-            gradient: less memory, about a third more time, the same gradients (``checkpointed``).
+            gradient: half the memory, a quarter more time, the same gradients (``checkpointed``).
 
     Raises:
         InputError: fewer than two levels; strides or kernels that are not as above; unknown norm or

@@ -1,4 +1,6 @@
+from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ def network(norm: Norm, dimensions: int, **settings: object) -> UNet:
     return built.double()
 
 
-def step(built: UNet, image: Tensor, amp: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def step(built: nn.Module, image: Tensor, amp: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """Output and gradients of one training step, dropout drawn from seed 1."""
     built.train().zero_grad()
     torch.manual_seed(1)
@@ -141,6 +143,28 @@ def test_a_gradient_may_be_asked_for_twice():
         found.append([p.grad for p in built.parameters()])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert_equal_states(plain, saving)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("norm", ALL_NORMS, ids=str)
+def test_so_they_are_under_distributed_data_parallel(norm: Norm, process_group: None):
+    plain, saving = network(norm, 3), network(norm, 3, checkpointing=True)
+    parallel = nn.parallel.DistributedDataParallel(saving)
+    for seed in range(2):
+        _, gradients = step(plain, image(seed))
+        _, others = step(parallel, image(seed))
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[f"module.{name}"], gradient, rtol=1e-9, atol=1e-9)
     assert_equal_states(plain, saving)
 
 
