@@ -4,7 +4,6 @@ Tokens from a cache were made of raw without these defects. What raw hides they 
 (``hide_tokens``); beside streaks they stay those of the clean raw. So does a crop's context.
 """
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -38,9 +37,8 @@ def hide(
         values: one for each box.
         mask: labels in the boxes no longer count.
         tokens: what the boxes hide of the features becomes 0: voxels of dense features, or tokens
-            at least half of whose extent lies in a box; where a box ends with the crop, it counts
-            as going on. A missing section so takes the tokens of its own slice along, and leaves
-            those of the planes that cross it.
+            at least half of whose extent lies in a box. A missing section so takes the tokens of
+            its own slice along, and leaves those of the planes that cross it.
     """
     result = dict(sample)
     filled: list[Hashable] = [*keys, *(["mask"] if mask else [])]
@@ -69,13 +67,12 @@ def _without(grid: PlaneGrid, boxes: Sequence[Box], shape: Sequence[int]) -> Ten
 def covered(grid: PlaneGrid, axis: int, side: slice, size: int) -> Tensor:
     """Fraction of each of a grid's entries along an axis that lies in a side of a box.
 
-    Where the side ends with the crop, which has ``size`` voxels, it goes on beyond.
+    Entries that stick out of the crop, which has ``size`` voxels, count as moved into it.
     """
-    low = side.start if side.start > 0 else -math.inf
-    high = side.stop if side.stop < size else math.inf
-    step = grid.step[axis]
-    first = torch.arange(grid.values.shape[1 + axis], dtype=torch.float64) * step + grid.start[axis]
-    shared = (first + step).clamp(max=high) - first.clamp(min=low)
+    step = min(grid.step[axis], float(size))
+    places = torch.arange(grid.values.shape[1 + axis], dtype=torch.float64)
+    first = (places * grid.step[axis] + grid.start[axis]).clamp(0, size - step)
+    shared = (first + step).clamp(max=side.stop) - first.clamp(min=side.start)
     return shared.clamp(min=0) / step
 
 
@@ -217,12 +214,14 @@ class RandStreaksd(RandomChanged):
         super().randomize(None)
         if self._do_transform:
             shape = self.shape_in(data)
-            axes = normals(self.axis, data["voxel_size_nm"].tolist())
+            axes = normals(self.axis, data["voxel_size_nm"].tolist(), shape)
             normal = axes[self.R.randint(len(axes))]
             self.bands = [self._band(shape, normal) for _ in range(self.whole(self.count))]
 
     def _band(self, shape: Shape, normal: int) -> tuple[int, int, int, float]:
-        across = [axis for axis in range(3) if axis != normal][self.R.randint(2)]
+        plane = [axis for axis in range(3) if axis != normal]
+        axes = [axis for axis in plane if shape[axis] > 1] or plane
+        across = axes[self.R.randint(len(axes))]
         thickness = min(self.whole(self.thickness), max(1, shape[across] - 1))
         start = self.whole((0, shape[across] - thickness))
         return across, start, start + thickness, self.uniform(self.strength)

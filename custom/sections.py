@@ -83,7 +83,7 @@ class RandSectionsd(RandomChanged):
 
 def section_axes(axis: str, voxel_size_nm: Sequence[float], shape: Shape) -> list[int]:
     """Those ``normals`` along which a crop has more than one section."""
-    found = [a for a in normals(axis, voxel_size_nm) if shape[a] > 1]
+    found = [a for a in normals(axis, voxel_size_nm, shape) if shape[a] > 1]
     if axis != "auto" and not found:
         raise InputError(
             f"a crop of {list(shape)} voxels has a single section along {axis}: take another axis, "
@@ -92,8 +92,11 @@ def section_axes(axis: str, voxel_size_nm: Sequence[float], shape: Shape) -> lis
     return found
 
 
-def normals(axis: str, voxel_size_nm: Sequence[float]) -> list[int]:
-    """Axes that may be the sections' normal; "auto": any of isotropic voxels, z of others."""
+def normals(axis: str, voxel_size_nm: Sequence[float], shape: Shape) -> list[int]:
+    """Axes that may be the sections' normal; "auto": any of isotropic voxels, z of others.
+
+    Of a crop that is a single section thick it is z, too: networks see it in its plane.
+    """
     if axis != "auto":
         return [AXES[axis]]
-    return [0, 1, 2] if len(set(voxel_size_nm)) == 1 else [0]
+    return [0, 1, 2] if len(set(voxel_size_nm)) == 1 and min(shape) > 1 else [0]

@@ -45,7 +45,9 @@ def test_grey_values_change_near_the_boundaries_of_annotated_labels_alone(
 ) -> None:
     sample = random_crop(voxel_size=voxel_size)
     z, y, x = torch.meshgrid(*(torch.arange(n) for n in sample["labels"].shape[1:]), indexing="ij")
-    sample["labels"] = ((z > 3) * 2 + (y > 7) + (x > 10) * 300 + 2**60)[None]
+    sample["labels"] = (
+        (z > 3) * 2 + (y > 7) + (y > 10) * 5 + (x > 10) * 300 + (x < 1) * 9 + 2**60
+    )[None]
     sample["mask"] = ((z + y + x) % 5 > 0)[None] & (x < 9)
     kept = copied(sample)
     found = RandMembranesd("image", 1.0, radius, [operation])(sample)
