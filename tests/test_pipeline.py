@@ -22,10 +22,10 @@ WINDOW = (20.0, 240.0)
 SHAPE = (9, 14, 11)
 
 
-def network(channels: int = 16, seed: int = 1) -> TokenUNet:
+def network(channels: int = 16, seed: int = 1, norm: str = "group") -> TokenUNet:
     torch.manual_seed(seed)
     inputs = 1 + (3 if channels else 0)
-    return TokenUNet(UNet(inputs, 5, [4, 6], [[1, 2, 2]], norm="group"), channels, 3)
+    return TokenUNet(UNet(inputs, 5, [4, 6], [[1, 2, 2]], norm=norm), channels, 3)
 
 
 def pipeline(window: Any = WINDOW, settings: Any = SETTINGS, **changes: Any) -> Pipeline:
@@ -141,10 +141,16 @@ class TestTraining:
         gradients = [p.grad for p in whole.network.parameters()]
         assert all(gradient is not None and gradient.any() for gradient in gradients)
 
-    def test_predicting_leaves_the_network_in_training(self) -> None:
-        whole = pipeline().train()
-        found = whole.predict(noise(1, 1, *SHAPE))
+    @pytest.mark.parametrize("inferer", [None, TokenSlidingWindowInferer((9, 9, 9))])
+    def test_predicting_neither_trains_nor_ends_training(self, inferer: Any) -> None:
+        whole = Pipeline(network(0, norm="batch"), WINDOW, inferer=inferer)
+        raw = noise(1, 1, *SHAPE)
+        expected = whole.eval().predict(raw)
+        before = {name: value.clone() for name, value in whole.state_dict().items()}
+        found = whole.train().predict(raw)
         assert whole.network.training and not found.requires_grad
+        assert torch.equal(found, expected)
+        assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
 
     def test_a_state_dict_holds_the_network_alone(self) -> None:
         whole, other = pipeline(), pipeline()

@@ -76,7 +76,8 @@ def volume_of(labels: NDArray[Any], seed: int = 0) -> ArrayVolume:
 
 
 def noise(dtype: Any = np.uint64) -> ArrayVolume:
-    ids = np.array([0, 1, 2**24 + 1, 2**32 + 1, LARGE, LARGE + 1]).astype(dtype)
+    large = (2**24 + 1, 2**32 + 1, LARGE, LARGE + 1, 2**63 + 5, 2**63 + 6)
+    ids = np.array([0, 1, *large], np.uint64).astype(dtype)
     return volume_of(ids[np.random.default_rng(1).integers(0, len(ids), SHAPE)])
 
 
@@ -299,6 +300,19 @@ class TestFeatures:
             assert found.start == expected.start
             undeformed = volume.plane_grid(plane, roi).values
             assert (found.values - undeformed)[0].abs().mean() > 0.05
+
+    def test_raw_of_a_file_is_the_same_in_every_box_to_the_last_bit(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "raw.npy", np.random.default_rng(0).normal(size=(13, 19, 17)))
+        entry = {"id": "noise", "raw": "raw.npy", "voxel_size_nm": {"raw": VOXEL_SIZE}}
+        path = tmp_path / "datalist.json"
+        path.write_text(json.dumps({"name": "noise", "training": [entry]}))
+        volume = live_of(path)
+        for seed in range(5):
+            deformed = WarpedVolume(volume, drawn(seed))
+            whole = deformed._read_file(Roi((0, 0, 0), volume.shape))
+            for first in ((0, 0, 0), (4, 2, 9), (1, 7, 3)):
+                roi = Roi(first, (5, 6, 7))
+                np.testing.assert_array_equal(deformed._read_file(roi), whole[roi.to_slices()])
 
     @pytest.mark.parametrize("seed", range(6))
     def test_a_blob_stays_on_itself_in_raw_labels_and_features(
