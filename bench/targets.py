@@ -211,7 +211,7 @@ def packed(shape: Sequence[int], number: int, seed: int = 0) -> NDArray[np.int64
 
 
 def scattered(number: int, edge: int = 128, seed: int = 0) -> NDArray[np.int64]:
-    """So many ellipsoids of 3 to 9 voxels on a lattice of random places; they do not touch."""
+    """So many ellipsoids of 3 to 7 voxels on a lattice of random places; they do not touch."""
     cells = edge // 9
     random = np.random.default_rng(seed)
     labels = np.zeros((edge,) * 3, np.int64)
@@ -219,7 +219,7 @@ def scattered(number: int, edge: int = 128, seed: int = 0) -> NDArray[np.int64]:
     places = random.choice(cells**3, number, replace=False)
     for label, place in enumerate(places, 1):
         corner = 9 * np.array(np.unravel_index(place, (cells,) * 3))
-        radii = random.uniform(1.5, 4.5, 3).reshape(3, 1, 1, 1)
+        radii = random.uniform(1.5, 4, 3).reshape(3, 1, 1, 1)
         cell = labels[tuple(slice(c, c + 9) for c in corner)]
         cell[((around / radii) ** 2).sum(axis=0) <= 1] = label
     return labels

@@ -73,7 +73,7 @@ def test_every_import_is_a_declared_dependency(folder: str) -> None:
         package: files
         for package, files in third_party_imports(ROOT / folder).items()
         if not {canonical(d) for d in distributions.get(package, [package])}
-        & (with_dev if folder == "tests" else needed)
+        & (with_dev if folder in ("bench", "tests") else needed)
     }
     assert undeclared == {}
 
