@@ -162,7 +162,7 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             raise InputError(
                 f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shapes[0])}, "
                 f"the voxel size {list(voxel_size_nm)} nm, the labels around the crop "
-                f"(dimensions), the tokens (planes {', '.join(steps)}; pixels_per_voxel, slice_step) "
-                "or context_factor differ; choose auto, or make them equal."
+                f"(dimensions), the tokens (planes {', '.join(steps)}; pixels_per_voxel, "
+                "slice_step) or context_factor differ; choose auto, or make them equal."
             )
         return fitting
