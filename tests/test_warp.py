@@ -420,13 +420,13 @@ class TestSamples:
 
     def test_targets_are_those_of_the_deformed_labels(self, live: list[LiveVolume]) -> None:
         """Objects that fill a cube of edge n fill one of about 2 n, so more affinities are 1."""
-        to_targets = LabelsToTargetsd(target_settings([(0, 0, 1)], None))
-        shares = [
-            crops(live, use_tokens=False, transform=to_targets, deformation=zoom)[1]["label"][
-                0
-            ].mean()
+        targets = target_settings([(0, 0, 1)], None)
+        given: Any = {"targets": targets, "transform": LabelsToTargetsd(targets)}
+        samples = [
+            crops(live, use_tokens=False, deformation=zoom, **given)[1]
             for zoom in ({"zoom": [3.0, 3.0]}, None)
         ]
+        shares = [sample["label"][0].mean() for sample in samples]
         assert shares[0] > 1.5 * shares[1]
 
     @pytest.mark.parametrize(

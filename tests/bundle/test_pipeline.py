@@ -13,8 +13,8 @@ import zarr
 from custom.datalist import open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.intensity import entry_window
-from custom.handlers import as_uint8
 from custom.pipeline import load_pipeline
+from custom.scores import as_uint8
 from tests.bundle import tiny
 
 README = tiny.ROOT / "README.md"
