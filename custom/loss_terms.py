@@ -120,12 +120,10 @@ def refuse_missing(layout: ChannelLayout, needs: str, loss: str) -> None:
     channels: slice = getattr(layout, needs)
     if channels.stop > channels.start:
         return
-    kind = "affinities_lsds" if layout.num_lsds else "affinities"
-    kind = "labels" if layout.num_classes else kind
     raise InputError(
         f"loss: {loss} needs {needs}, which the network does not predict with output_type "
-        f"'{kind}': set output_type to {NEEDED_OUTPUT[needs]}, or choose another loss, such as "
-        f"cross_entropy of configs/losses.json"
+        f"'{layout.output_type}': set output_type to {NEEDED_OUTPUT[needs]}, or choose another "
+        "loss, such as cross_entropy of configs/losses.json"
     )
 
 

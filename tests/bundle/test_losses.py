@@ -70,12 +70,11 @@ def batch(layout: ChannelLayout, offsets: Any = OFFSETS, dimensions: int = 3) ->
     rng = np.random.default_rng(0)
     labels = np.kron(rng.integers(0, 3, (2, 2, 3, 5)), np.ones((1, 2, 3, 2), int))
     images = torch.from_numpy(labels % 2 + 0.1 * rng.normal(size=labels.shape)).float()[:, None]
-    output_type = "affinities_lsds" if layout.num_lsds else "affinities"
     settings = target_settings(
         offsets,
         4.0,
         boundary_power=1.0,
-        output_type="labels" if layout.num_classes else output_type,
+        output_type=layout.output_type,
         dimensions=dimensions,
     )
     transform = LabelsToTargetsd(settings)
@@ -221,6 +220,16 @@ def test_a_loss_by_name_from_any_folder_and_the_balance_survives_a_resume(
     tiny.run("training", folder, **changes)
     assert (balance.read_bytes(), balance.stat().st_mtime_ns) == before
     assert_sound(folder, epochs=2)
+
+
+def test_classes_are_weighted_by_what_is_measured(finished: Path, tmp_path: Path) -> None:
+    folder = untrained(finished, tmp_path / "project")
+    changes = {"output_type": "labels", "class_of_labels": "foreground"}
+    loss = f"%{CONFIGS / 'losses.json'}#weighted_cross_entropy"
+    tiny.run("training", folder, loss=loss, **changes, epochs=1)
+    weights = json.loads((folder / "model" / "class_balance.json").read_text())["weights"]
+    assert weights == [1, 1]  # cells without background: a class that does not occur has 1
+    assert "loss_class_weighted_cross_entropy" in history(folder)[0]
 
 
 @pytest.mark.parametrize(
