@@ -16,8 +16,8 @@ def target_halo(
 
     An affinity depends on the voxel at its offset, an LSD on those within three sigma, a weight on
     those within its reach, and what counts on the mask's erosion. Axes along which voxels have the
-    same size may trade places in augmentation, so they have the same halo; sections
-    (``dimensions`` 2) stay sections, z has none.
+    same size may trade places in augmentation, so they have the same halo, unless targets tell them
+    apart; sections (``dimensions`` 2) stay sections, z has none.
 
     Args:
         settings: of the targets.
@@ -31,8 +31,7 @@ def target_halo(
     if not cached:
         reaches += [lsd_reach(settings, voxel_size_nm), weight_reach(settings, voxel_size_nm)]
     reach = [max(of_axis) for of_axis in zip(*reaches, strict=True)]
-    apart = [settings.dimensions == 2, False, False]
-    places = list(zip(voxel_size_nm, apart, strict=True))
+    places = list(zip(voxel_size_nm, settings.told_apart, strict=True))
     z, y, x = (
         max(r for r, other in zip(reach, places, strict=True) if other == place) for place in places
     )
