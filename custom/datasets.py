@@ -121,7 +121,9 @@ class CropDataset(Dataset[Sample]):
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
         self.truths = [Truth(volume, targets.classes) for volume in self.volumes]
-        self.halos = [target_halo(targets, v.voxel_size_nm, cached_targets) for v in self.volumes]
+        self.halos = [
+            target_halo(targets, v.voxel_size_nm, cached_targets, v.shape) for v in self.volumes
+        ]
         self.num_samples = num_samples
         self.seed = seed
         self.min_labelled = min_labelled

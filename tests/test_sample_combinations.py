@@ -330,6 +330,7 @@ def test_targets_are_fresh_ones_of_labels_after_every_change(
         expected = fresh_target(labels, mask, voxel_size, targets)[:, *inner]
         np.testing.assert_allclose(sample["label"].numpy(), expected, rtol=0, atol=1e-5)
         assert np.isfinite(expected).all()
+        assert sample["image"].isfinite().all()
     assert len(drawn) == 2
 
 
@@ -354,6 +355,25 @@ def test_targets_from_a_cache_are_the_computed_ones_whatever_is_done_to_raw(
         for part in (layout.affinities, layout.valid, layout.lsd_mask):
             assert torch.equal(found[part], expected[part])
         assert (found[layout.lsds] - expected[layout.lsds]).abs().max() < 1 / 510 + 1e-5
+
+
+def test_nothing_beyond_a_volume_is_read_and_nothing_is_missed() -> None:
+    """Halos end with the volume, in whatever orientation a crop is."""
+
+    def dataset(reach_nm: float) -> CropDataset:
+        weights = {"boundary_power": 1.0, "boundary_reach_nm": reach_nm}
+        targets = target_settings([(0, 4, 0)], 60.0, **weights)
+        changes = [RandOrientationd(KEYS, "cube"), LabelsToTargetsd(targets)]
+        volume = cell_volume((8, 13, 10), ISOTROPIC)
+        transform = Compose(changes)
+        return CropDataset([volume], (6, 6, 6), targets, 6, transform=transform, use_tokens=False)
+
+    wide, clipped = dataset(200.0), dataset(1e9)
+    assert clipped.halos == [(8, 13, 10)]
+    wide.halos = [(25, 25, 25)]
+    for number in range(6):
+        found, expected = clipped[number]["label"], wide[number]["label"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_sample_follows_from_its_number_wherever_it_is_made() -> None:

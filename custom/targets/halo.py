@@ -10,7 +10,10 @@ Reach = tuple[int, int, int]
 
 
 def target_halo(
-    settings: TargetSettings, voxel_size_nm: Sequence[float], cached: bool = False
+    settings: TargetSettings,
+    voxel_size_nm: Sequence[float],
+    cached: bool = False,
+    shape: Sequence[int] | None = None,
 ) -> Reach:
     """Voxels around a crop that its targets depend on, in all its orientations.
 
@@ -23,6 +26,7 @@ def target_halo(
         settings: of the targets.
         voxel_size_nm: zyx.
         cached: affinities, LSDs and weights come from a cache; what counts is still computed.
+        shape: of the volume, beyond which there is nothing: no halo is wider.
 
     Returns:
         Halo on both sides, voxels, zyx.
@@ -32,9 +36,10 @@ def target_halo(
         reaches += [lsd_reach(settings, voxel_size_nm), weight_reach(settings, voxel_size_nm)]
     reach = [max(of_axis) for of_axis in zip(*reaches, strict=True)]
     places = list(zip(voxel_size_nm, settings.told_apart, strict=True))
-    z, y, x = (
+    alike = [
         max(r for r, other in zip(reach, places, strict=True) if other == place) for place in places
-    )
+    ]
+    z, y, x = (min(r, n) for r, n in zip(alike, shape or alike, strict=True))
     return z, y, x
 
 
