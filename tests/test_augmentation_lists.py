@@ -121,6 +121,8 @@ MISTAKES = [
     (noise(prob=-0.1), "prob of RandGaussianNoised must be a number from 0 to 1"),
     (noise(prob=0.5, std=-1), "std of RandGaussianNoised must be a number from 0 on, got -1"),
     (noise(prob=0.5, gamma=[2, 1]), r"gamma of .* low <= high, got \[2, 1\]"),
+    (noise(prob=0.5, gamma=[-1, 2]), r"gamma of .* from 0.01 on, .* got \[-1, 2\]"),
+    (noise(prob=0.5, sigma_y=[-1.0, 2]), r"sigma_y of .* numbers from 0 on"),
     ({"augmentations": {"mine": [{"_target_": "a.B", "factors": [0.2, 0.1]}]}}, "factors of B"),
     (
         {"augmentation": [{"_target_": "OneOf", "transforms": noise(prob=2)["augmentation"]}]},
