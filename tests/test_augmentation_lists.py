@@ -107,6 +107,13 @@ def test_training_takes_the_mild_list_and_the_overlay_the_strong_one() -> None:
         assert isinstance(found[2], LabelsToTargetsd)
 
 
+def test_orientations_know_what_the_targets_of_the_configuration_tell_apart() -> None:
+    flat = OVERLAY.parent / "two_dimensions.json"
+    for overlays, apart in (((), False), ((flat,), True)):
+        z, y, x = parsed("train#preprocessing", *overlays).transforms[0].told_apart
+        assert (z != y, y != x) == (apart, False)
+
+
 def test_the_strong_list_has_every_change_there_is() -> None:
     named = {transform["_target_"].rpartition(".")[0] for transform in LISTS["strong"]}
     assert named == {"", "custom.artefacts", "custom.blur", "custom.membranes", "custom.shifts"}
