@@ -10,6 +10,7 @@ from custom.context import context_in, mirrored, named
 from custom.errors import InputError
 from custom.features import triplane
 from custom.planes import NORMAL_AXIS, PLANES
+from custom.targets.settings import TargetSettings
 
 SYMMETRIES = {
     "auto": tuple(permutations(range(3))),
@@ -102,21 +103,30 @@ class RandOrientationd(RandomizableTransform, MapTransform):
             samples stay as they are, as those with cached targets have to. With tokens, these too
             must be alike along axes that trade places: a sample keeps its planes and the distances
             of its tokens, so that a network sees no others than in inference. So with the factors
-            of a context. Where labels reach beyond the crop in y and x alone, as those of sections
-            do, z does not trade places.
+            of a context, and with what ``targets`` tell apart.
         prob: probability that an orientation is drawn at all.
+        targets: settings of the targets that are computed afterwards: z of sections (``dimensions``
+            2) does not trade places, and no axis with one of another ``mask_erosion``. None: all
+            axes are alike to them.
 
     Raises:
-        InputError: unknown symmetry; when applied, axes along which the crop, the voxels or the
-            tokens are unequal would trade places, or the sample has cached targets.
+        InputError: unknown symmetry; when applied, axes along which the crop, the voxels, the
+            tokens or the targets are unequal would trade places, or the sample has cached targets.
     """
 
-    def __init__(self, keys: Sequence[str], symmetry: str = "auto", prob: float = 1.0) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        symmetry: str = "auto",
+        prob: float = 1.0,
+        targets: TargetSettings | None = None,
+    ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
         if symmetry not in SYMMETRIES:
             raise InputError(f"symmetry must be one of {', '.join(SYMMETRIES)}, got {symmetry!r}.")
         self.symmetry = symmetry
+        self.told_apart = targets.told_apart if targets else ((False, 0),) * 3
         self.axes: tuple[int, ...] = (0, 1, 2)
         self.flips: tuple[int, ...] = ()
 
@@ -136,22 +146,21 @@ class RandOrientationd(RandomizableTransform, MapTransform):
                 "cache cannot be turned with their crop; change one of them."
             )
         keys = [str(key) for key in self.keys]
-        shapes = [data[key].shape[1:] for key in keys]
+        shape = data[keys[0]].shape[1:]
         factor = data["context_placement"][1].tolist() if "context_placement" in data else [1] * 3
         size = data["voxel_size_nm"].tolist()
-        self.randomize(self._orders(shapes, size, factor, _steps(data)))
+        self.randomize(self._orders(shape, size, factor, _steps(data)))
         return orient(data, keys, self.axes, self.flips) if self._do_transform else dict(data)
 
     def _orders(
         self,
-        shapes: Sequence[Sequence[int]],
+        shape: Sequence[int],
         voxel_size_nm: Sequence[float],
         factor: Sequence[float],
         steps: Mapping[str, tuple[float, ...]],
     ) -> list[tuple[int, ...]]:
         """Orders of axes to choose from; without "auto" all of the symmetry's must fit."""
-        haloed = [any(n > of_axis[0] for n in of_axis) for of_axis in zip(*shapes, strict=True)]
-        places = list(zip(shapes[0], haloed, voxel_size_nm, factor, strict=True))
+        places = list(zip(shape, voxel_size_nm, factor, self.told_apart, strict=True))
         orders = SYMMETRIES[self.symmetry]
         fitting = [
             axes
@@ -160,9 +169,9 @@ class RandOrientationd(RandomizableTransform, MapTransform):
         ]
         if self.symmetry != "auto" and len(fitting) < len(orders):
             raise InputError(
-                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shapes[0])}, "
-                f"the voxel size {list(voxel_size_nm)} nm, the labels around the crop "
-                f"(dimensions), the tokens (planes {', '.join(steps)}; pixels_per_voxel, "
-                "slice_step) or context_factor differ; choose auto, or make them equal."
+                f"symmetry {self.symmetry!r} swaps axes along which crop_size {list(shape)}, "
+                f"the voxel size {list(voxel_size_nm)} nm, the targets (dimensions, mask_erosion), "
+                f"the tokens (planes {', '.join(steps)}; pixels_per_voxel, slice_step) or "
+                "context_factor differ; choose auto, or make them equal."
             )
         return fitting

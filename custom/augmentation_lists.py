@@ -3,6 +3,7 @@
 MONAI takes a probability of 1.5 for 1 and turns a range that is upside down round, in silence.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,15 @@ from custom.draws import number_range, probability
 from custom.json_fields import not_negative
 
 KEYS = ("augmentation", "augmentations")
-RANGES = ("factors", "offsets", "gamma", "sigma_x", "sigma_y", "sigma_z")
+RANGES = {
+    "factors": -math.inf,
+    "offsets": -math.inf,
+    "gamma": 0.01,  # grey values to the power of 0 are all white, and below that infinite
+    "sigma_x": 0.0,
+    "sigma_y": 0.0,
+    "sigma_z": 0.0,
+}
+"""Ranges that transforms draw from, and the least that they may begin with."""
 
 
 def check_augmentation(config: Mapping[str, Any]) -> None:
@@ -22,7 +31,7 @@ def check_augmentation(config: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: a probability is not from 0 to 1, a range is upside
-            down, or ``std`` is negative.
+            down or begins below its least, or ``std`` is negative.
     """
     for transform in _transforms([config.get(key) for key in KEYS]):
         name = str(transform["_target_"]).rpartition(".")[2]
@@ -34,7 +43,7 @@ def check_augmentation(config: Mapping[str, Any]) -> None:
             elif key == "std":
                 not_negative(value, f"std of {name}")
             elif key in RANGES and isinstance(value, list):
-                number_range(value, f"{key} of {name}")
+                number_range(value, f"{key} of {name}", RANGES[key])
 
 
 def _transforms(part: Any) -> Iterator[Mapping[str, Any]]:

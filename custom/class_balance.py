@@ -147,7 +147,7 @@ def _targets(volume: FeatureVolume, targets: TargetSettings) -> Iterator[Tensor]
                 "image": torch.empty(1, *block.shape),  # its size alone is looked at
                 "labels": torch.from_numpy(labels)[None],
                 "mask": torch.from_numpy(mask)[None],
-                "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
+                "voxel_size_nm": torch.tensor(volume.voxel_size_nm, dtype=torch.float64),
             }
         )["label"]
 

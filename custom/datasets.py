@@ -54,7 +54,7 @@ class CropDataset(Dataset[Sample]):
     xz and yz, zyx, 0 for a plane that is not in the mean; ``labels``
     int64 (classes, where they are predicted) and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx)
     with the halo that targets need;
-    ``voxel_size_nm`` (3,). With a context, what ``CoarseVolume.around`` gives.
+    ``voxel_size_nm`` (3,) float64. With a context, what ``CoarseVolume.around`` gives.
 
     Args:
         volumes: with labels, from ``training_volumes``.
@@ -121,7 +121,9 @@ class CropDataset(Dataset[Sample]):
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
         self.truths = [Truth(volume, targets.classes) for volume in self.volumes]
-        self.halos = [target_halo(targets, v.voxel_size_nm, cached_targets) for v in self.volumes]
+        self.halos = [
+            target_halo(targets, v.voxel_size_nm, cached_targets, v.shape) for v in self.volumes
+        ]
         self.num_samples = num_samples
         self.seed = seed
         self.min_labelled = min_labelled
@@ -136,7 +138,7 @@ class CropDataset(Dataset[Sample]):
         self.contexts = contexts_of(
             self.volumes, context_factor, self.crop_size, use_tokens, use_raw
         )
-        self[0]  # so that a mistake speaks here, in one sentence, and not out of a worker
+        self._try()
 
     def __len__(self) -> int:
         return self.num_samples
@@ -154,6 +156,14 @@ class CropDataset(Dataset[Sample]):
             f"though labels counted in at least {self.min_labelled:.0%} of their voxels; let it "
             "hide less, or raise min_labelled."
         )
+
+    def _try(self) -> None:
+        """So that a mistake speaks here, in one sentence, and not out of a worker."""
+        kinds = {volume.voxel_size_nm: index for index, volume in enumerate(self.volumes)}
+        for index in kinds.values() if len(kinds) > 1 else ():
+            sample = self._read(index, (0, 0, 0), self.truths[index])
+            self._transformed(sample, np.random.default_rng(self.seed))
+        self[0]
 
     def _transformed(self, sample: Sample, random: np.random.Generator) -> Sample:
         if self.transform is None:
@@ -242,7 +252,7 @@ class CropDataset(Dataset[Sample]):
             "image": self._image(volume, roi),
             "labels": torch.from_numpy(labels)[None],
             "mask": torch.from_numpy(mask)[None],
-            "voxel_size_nm": torch.tensor(volume.voxel_size_nm),
+            "voxel_size_nm": torch.tensor(volume.voxel_size_nm, dtype=torch.float64),
         }
         if self.cached_targets:
             sample |= stored_targets(volume, roi)

@@ -46,8 +46,9 @@ class RandSectionsd(RandomChanged):
             drawn uniformly, z for others.
 
     Raises:
-        InputError: an argument is out of range; when applied, the crop has no more sections than
-            the fewest to change, or is a single one along an axis that was named.
+        InputError: an argument is out of range; when applied, whatever is drawn: the crop has no
+            more sections than the fewest to change, or is a single one along an axis that was
+            named.
     """
 
     def __init__(
@@ -66,19 +67,33 @@ class RandSectionsd(RandomChanged):
         """Draw whether, and which sections."""
         super().randomize(None)
         shape = self.shape_in(data)
-        axes = section_axes(self.axis, data["voxel_size_nm"].tolist(), shape)
+        axes = self._fitting(section_axes(self.axis, data["voxel_size_nm"].tolist(), shape), shape)
         self._do_transform = self._do_transform and bool(axes)
         if not self._do_transform:
             return
         axis = axes[self.R.randint(len(axes))]
-        if self.count[0] >= shape[axis]:
-            raise InputError(
-                f"{self.named('sections')} is at least {self.count[0]}, but a crop has only "
-                f"{shape[axis]} along {'zyx'[axis]}; lower it, or enlarge crop_size"
-            )
         count = min(self.whole(self.count), shape[axis] - 1)
         start = self.whole((0, shape[axis] - count))
         self.sections = Sections(axis, start, start + count)
+
+    def _fitting(self, axes: Sequence[int], shape: Shape) -> list[int]:
+        """Those along which sections can be changed; without any, the first one's misfit is told.
+
+        Whatever is drawn: else a run would end at the sample that is the first to be changed.
+        """
+        found = [axis for axis in axes if not self.misfit(axis, shape)]
+        if axes and not found:
+            raise InputError(self.misfit(axes[0], shape))
+        return found
+
+    def misfit(self, axis: int, shape: Shape) -> str:
+        """Why sections along an axis of a crop cannot be changed; empty where they can."""
+        if self.count[0] < shape[axis]:
+            return ""
+        return (
+            f"{self.named('sections')} is at least {self.count[0]}, but a crop has only "
+            f"{shape[axis]} along {'zyx'[axis]}; lower it, or enlarge crop_size"
+        )
 
 
 def section_axes(axis: str, voxel_size_nm: Sequence[float], shape: Shape) -> list[int]:

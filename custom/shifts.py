@@ -31,8 +31,8 @@ class RandShiftedSectionsd(RandSectionsd):
             all have the same probability.
 
     Raises:
-        InputError: an argument is out of range; when applied, the shift is as large as the crop, or
-            the sample has targets from a cache, which cannot follow.
+        InputError: an argument is out of range; when applied, whatever is drawn: the shift is as
+            large as the crop, or the sample has targets from a cache, which cannot follow.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class RandShiftedSectionsd(RandSectionsd):
 
     def randomize(self, data: Mapping[Hashable, Any]) -> None:
         """Draw sections and their shift."""
+        if "target" in data:
+            raise InputError(
+                "cached_targets cannot be used with RandShiftedSectionsd: targets from a cache "
+                "cannot be shifted with their sections; leave one of them out"
+            )
         super().randomize(data)
         if not self._do_transform:
             return
@@ -59,19 +64,17 @@ class RandShiftedSectionsd(RandSectionsd):
         moves.insert(self.sections.axis, 0)
         self.shift = (moves[0], moves[1], moves[2])
 
+    def misfit(self, axis: int, shape: Shape) -> str:
+        """Why sections along an axis of a crop cannot be shifted; empty where they can."""
+        if all(self.max_shift < n for a, n in enumerate(shape) if a != axis):
+            return super().misfit(axis, shape)
+        return (
+            f"{self.named('max_shift')} is {self.max_shift}, as large as the crop {list(shape)}; "
+            "lower it"
+        )
+
     def apply(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with the sections drawn last shifted."""
-        shape = self.shape_in(data)
-        if any(self.max_shift >= n for a, n in enumerate(shape) if a != self.sections.axis):
-            raise InputError(
-                f"{self.named('max_shift')} is {self.max_shift}, as large as the crop "
-                f"{list(shape)}; lower it"
-            )
-        if "target" in data:
-            raise InputError(
-                "cached_targets cannot be used with RandShiftedSectionsd: targets from a cache "
-                "cannot be shifted with their sections; leave one of them out"
-            )
         return shift_sections(data, self.keys, self.sections, self.shift)
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from custom.live import FeatureVolume
 from custom.targets.classes import ClassSettings, classified
 
+SECTIONS = 32  # that are looked through at once
+
 
 class Truth:
     """Reads a volume's consecutive labels, or its classes.
@@ -39,3 +41,13 @@ class Truth:
         if self.table is None:
             return labels.astype(np.int64), mask
         return classified(labels, mask, self.table)
+
+    def has_objects(self) -> bool:
+        """Whether an object, or a class other than background, counts anywhere."""
+        depth, height, width = self.volume.shape
+        for first in range(0, depth, SECTIONS):
+            size = min(SECTIONS, depth - first), height, width
+            labels, mask = self.read(Roi((first, 0, 0), size))
+            if (mask & (labels != 0)).any():
+                return True
+        return False

@@ -41,7 +41,7 @@ class CachedVolumeDataset(Dataset[Sample]):
         classes: what the ids of labels mean; None for objects.
 
     Raises:
-        InputError: an id is no class.
+        InputError: an id is no class, or no class but background counts in any of the labels.
     """
 
     def __init__(
@@ -54,6 +54,13 @@ class CachedVolumeDataset(Dataset[Sample]):
         self.use_tokens = use_tokens
         self.truths = [Truth(v, classes) if v.has_labels else None for v in self.volumes]
         self.unknown = 0 if classes is None else UNKNOWN
+        truths = [truth for truth in self.truths if truth]
+        if classes and truths and not any(truth.has_objects() for truth in truths):
+            names = ", ".join(f"'{volume.id}'" for volume in self.volumes)
+            raise InputError(
+                f"the labels of {names} hold no class but background where they count: check "
+                "labels and masks of these validation entries, ignore_label and class_of_labels"
+            )
 
     def __len__(self) -> int:
         return len(self.volumes)

@@ -137,21 +137,31 @@ SIZES = [
 ]
 
 
-def test_sections_whose_targets_need_labels_in_their_plane_alone_stay_sections() -> None:
-    sample = {
-        "image": torch.arange(64.0).reshape(1, 4, 4, 4),
-        "labels": torch.zeros(1, 4, 8, 8),
-        "voxel_size_nm": torch.tensor([4.0, 4.0, 4.0]),
-    }
-    keys = ("image", "labels")
+TOLD_APART = [
+    ({"dimensions": 2}, {(0, 1, 2), (0, 2, 1)}),
+    ({"dimensions": 2, "output_type": "labels"}, {(0, 1, 2), (0, 2, 1)}),
+    ({"mask_erosion": [1, 0, 1]}, {(0, 1, 2), (2, 1, 0)}),
+    ({"mask_erosion": [2, 1, 0]}, {(0, 1, 2)}),
+    ({"mask_erosion": 2}, {axes for axes, _ in ORIENTATIONS}),
+]
+
+
+@pytest.mark.parametrize(("changes", "orders"), TOLD_APART, ids=str)
+def test_axes_that_targets_tell_apart_do_not_trade_places(
+    changes: dict[str, Any], orders: set[tuple[int, ...]]
+) -> None:
+    given = {"affinity_offsets": [(0, 0, 1)], "lsd_sigma_nm": None, **changes}
+    sample = {"image": torch.zeros(1, 4, 4, 4), "voxel_size_nm": torch.ones(3)}
+    transform = RandOrientationd(("image",), targets=target_settings(**given))
     drawn = set()
-    for seed in range(60):
-        transform = RandOrientationd(keys).set_random_state(seed)
-        assert transform(sample)["labels"].shape == (1, 4, 8, 8)
+    for _ in range(30 * len(orders)):
+        transform(sample)
         drawn.add(transform.axes)
-    assert drawn == {(0, 1, 2), (0, 2, 1)}
-    with pytest.raises(InputError, match=r"the labels around the crop \(dimensions\)"):
-        RandOrientationd(keys, "cube")(sample)
+    assert drawn == orders
+    if len(orders) < 6:
+        cube = RandOrientationd(("image",), "cube", targets=target_settings(**given))
+        with pytest.raises(InputError, match=r"the targets \(dimensions, mask_erosion\)"):
+            cube(sample)
 
 
 @pytest.mark.parametrize(("symmetry", "shape", "size"), SIZES, ids=str)

@@ -107,6 +107,13 @@ def test_training_takes_the_mild_list_and_the_overlay_the_strong_one() -> None:
         assert isinstance(found[2], LabelsToTargetsd)
 
 
+def test_orientations_know_what_the_targets_of_the_configuration_tell_apart() -> None:
+    flat = OVERLAY.parent / "two_dimensions.json"
+    for overlays, apart in (((), False), ((flat,), True)):
+        z, y, x = parsed("train#preprocessing", *overlays).transforms[0].told_apart
+        assert (z != y, y != x) == (apart, False)
+
+
 def test_the_strong_list_has_every_change_there_is() -> None:
     named = {transform["_target_"].rpartition(".")[0] for transform in LISTS["strong"]}
     assert named == {"", "custom.artefacts", "custom.blur", "custom.membranes", "custom.shifts"}
@@ -121,6 +128,8 @@ MISTAKES = [
     (noise(prob=-0.1), "prob of RandGaussianNoised must be a number from 0 to 1"),
     (noise(prob=0.5, std=-1), "std of RandGaussianNoised must be a number from 0 on, got -1"),
     (noise(prob=0.5, gamma=[2, 1]), r"gamma of .* low <= high, got \[2, 1\]"),
+    (noise(prob=0.5, gamma=[-1, 2]), r"gamma of .* from 0.01 on, .* got \[-1, 2\]"),
+    (noise(prob=0.5, sigma_y=[-1.0, 2]), r"sigma_y of .* numbers from 0 on"),
     ({"augmentations": {"mine": [{"_target_": "a.B", "factors": [0.2, 0.1]}]}}, "factors of B"),
     (
         {"augmentation": [{"_target_": "OneOf", "transforms": noise(prob=2)["augmentation"]}]},

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +165,30 @@ def test_an_id_that_is_no_class_is_said_before_the_first_step(tmp_path: Path) ->
     cached.write(VolumeFiles(tmp_path, 0), cached.request())
     with pytest.raises(InputError, match=r"'cube0' hold the id 7, .* num_classes 3"):
         CachedVolumeDataset(open_cache(tmp_path, "training"), False, ClassSettings(3))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [ClassSettings(2, ignore_label=1), ClassSettings(2, ignore_label=1, of_labels="foreground")],
+    ids=["ids", "foreground"],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_labels_in_which_no_class_counts_are_said_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classes: ClassSettings, hidden: bool
+) -> None:
+    """All of a class is masked, or all ids but background do not count; one volume is enough."""
+    cached.write(VolumeFiles(tmp_path, 0), cached.request())
+    (volume,) = open_cache(tmp_path, "training")
+    labels = np.zeros(volume.shape, np.uint32)
+    labels[-1, -1, -1] = 1
+    mask = np.full(volume.shape, not hidden)
+    monkeypatch.setattr(volume, "label_ids", lambda: np.array([0, 1], np.uint64))
+    monkeypatch.setattr(
+        volume, "read_labels", lambda roi: (labels[roi.to_slices()], mask[roi.to_slices()])
+    )
+    plain = replace(classes, ignore_label=None)
+    with pytest.raises(InputError, match="labels of 'cube0' hold no class but background where"):
+        CachedVolumeDataset([volume], False, plain if hidden else classes)
+    if not hidden:
+        CachedVolumeDataset([volume], False, plain)
+    CachedVolumeDataset([volume], False)  # objects are not asked for

@@ -41,7 +41,8 @@ def target_block(
 
     Returns:
         target: (K + L, D, H, W) uint8, affinities then LSDs, 255 stands for 1.
-        weights: (D, H, W) float16, boundary weights; off by up to 1 / 2048 of themselves.
+        weights: (D, H, W) float16, boundary weights; off by up to 1 / 2048 of themselves, or by
+            3e-8 where that is more.
     """
     layout = settings.layout
     target = np.empty((layout.num_outputs, *block.shape), np.uint8)

@@ -1,11 +1,15 @@
 """How losses weigh voxels by their distance to a boundary."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from custom.errors import InputError
 from custom.json_fields import hint, not_negative
 from custom.targets.boundary_weights import BETWEEN, FORMS
+
+LARGEST = 65504.0
+"""Weight that a cache's float16 holds."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ def boundary_settings(
     """Settings from a config's values, checked.
 
     Raises:
-        InputError: a value is of the wrong kind or out of range, or the power 0 leaves a form
-            without effect.
+        InputError: a value is of the wrong kind or out of range, the power 0 leaves a form without
+            effect, or weights are larger than ``LARGEST``.
     """
     for value, known, key in ((form, FORMS, "form"), (between, BETWEEN, "between")):
         if value not in known:
@@ -67,6 +71,11 @@ def boundary_settings(
         _positive(sigma_nm, "boundary_sigma_nm"),
         _positive(reach_nm, "boundary_reach_nm"),
     )
+    if given.form == "gaussian" and given.power * math.log(given.peak) > math.log(LARGEST):
+        raise InputError(
+            f"boundary_peak {given.peak:g} to the power of boundary_power {given.power:g} weighs "
+            f"boundaries more than {LARGEST:g} times; lower one of them"
+        )
     return _canonical(given)
 
 

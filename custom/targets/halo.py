@@ -10,19 +10,23 @@ Reach = tuple[int, int, int]
 
 
 def target_halo(
-    settings: TargetSettings, voxel_size_nm: Sequence[float], cached: bool = False
+    settings: TargetSettings,
+    voxel_size_nm: Sequence[float],
+    cached: bool = False,
+    shape: Sequence[int] | None = None,
 ) -> Reach:
     """Voxels around a crop that its targets depend on, in all its orientations.
 
     An affinity depends on the voxel at its offset, an LSD on those within three sigma, a weight on
     those within its reach, and what counts on the mask's erosion. Axes along which voxels have the
-    same size may trade places in augmentation, so they have the same halo; sections
-    (``dimensions`` 2) stay sections, z has none.
+    same size may trade places in augmentation, so they have the same halo, unless targets tell them
+    apart; sections (``dimensions`` 2) stay sections, z has none.
 
     Args:
         settings: of the targets.
         voxel_size_nm: zyx.
         cached: affinities, LSDs and weights come from a cache; what counts is still computed.
+        shape: of the volume, beyond which there is nothing: no halo is wider.
 
     Returns:
         Halo on both sides, voxels, zyx.
@@ -31,11 +35,11 @@ def target_halo(
     if not cached:
         reaches += [lsd_reach(settings, voxel_size_nm), weight_reach(settings, voxel_size_nm)]
     reach = [max(of_axis) for of_axis in zip(*reaches, strict=True)]
-    apart = [settings.dimensions == 2, False, False]
-    places = list(zip(voxel_size_nm, apart, strict=True))
-    z, y, x = (
+    places = list(zip(voxel_size_nm, settings.told_apart, strict=True))
+    alike = [
         max(r for r, other in zip(reach, places, strict=True) if other == place) for place in places
-    )
+    ]
+    z, y, x = (min(r, n) for r, n in zip(alike, shape or alike, strict=True))
     return z, y, x
 
 

@@ -67,6 +67,12 @@ class TargetSettings:
             self.dimensions,
         )
 
+    @property
+    def told_apart(self) -> tuple[tuple[bool, int], ...]:
+        """What targets know of every axis, zyx; only axes that they know the same of are alike."""
+        across = (self.dimensions == 2, False, False)
+        return tuple(zip(across, self.mask_erosion, strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values of ``KEYS``; ``stored_settings`` takes them back."""
         return {

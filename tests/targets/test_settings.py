@@ -164,6 +164,10 @@ def test_weights_of_earlier_versions_had_no_end_and_are_others() -> None:
         ({"boundary_between": "instance"}, "did you mean 'instances'"),
         ({"boundary_sigma_nm": 0}, "boundary_sigma_nm must be positive, got 0"),
         ({"boundary_peak": float("nan")}, "boundary_peak must be a number"),
+        (
+            {"boundary_form": "gaussian", "boundary_peak": 10.0, "boundary_power": 5.0},
+            "boundary_peak 10 to the power of boundary_power 5 weighs boundaries more than 65504",
+        ),
         ({"boundary_length_nm": 0.0}, "boundary_length_nm must be positive"),
         ({"boundary_reach_nm": None}, "boundary_reach_nm must be a number"),
         ({"mask_erosion": 3}, "targets has the unknown key 'mask_erosion'"),
