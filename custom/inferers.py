@@ -118,13 +118,14 @@ class TokenSlidingWindowInferer(Inferer):
         self.sw_batch_size = sw_batch_size
         self.amp = flag(amp, "amp")
         self.progress = progress
-        self.of_classes = layout is not None and layout.num_classes > 0
+        self.layout = layout
+        of_classes = layout is not None and layout.num_classes > 0
         self.mirroring: Mirroring | None = None
         if flag(mirror, "mirror"):
-            if not (affinity_offsets or self.of_classes):
+            if not (affinity_offsets or of_classes):
                 raise InputError("to mirror, the inferer needs affinity_offsets.")
             self.mirroring = Mirroring(
-                () if self.of_classes else affinity_offsets or (),
+                () if of_classes else affinity_offsets or (),
                 LSD_CHANNELS_3D if layout is None else layout.num_lsds,
                 SPATIAL_AXES[-dimensions:],
             )
@@ -156,7 +157,7 @@ class TokenSlidingWindowInferer(Inferer):
         def probabilities(windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
             with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.amp):
                 logits = network(windows, *args, **tokens).float()
-            return logits.softmax(dim=1) if self.of_classes else logits.sigmoid()
+            return as_probabilities(logits, self.layout)
 
         roi_size = [min(r, s) for r, s in zip(self.roi_size, inputs.shape[2:], strict=True)]
         inferer = SlidingWindowInferer(
@@ -171,6 +172,17 @@ class TokenSlidingWindowInferer(Inferer):
             result = inferer(inputs, predict)
         assert isinstance(result, Tensor)  # a dictionary only if the network returns one
         return result
+
+
+def as_probabilities(logits: Tensor, layout: ChannelLayout | None) -> Tensor:
+    """Probabilities of logits (B, C, ...): a softmax over the channels of classes, else a sigmoid.
+
+    Args:
+        logits: of the network.
+        layout: of its channels; None for affinities, with or without LSDs.
+    """
+    of_classes = layout is not None and layout.num_classes > 0
+    return logits.softmax(dim=1) if of_classes else logits.sigmoid()
 
 
 def _grids(tokens: Mapping[str, Tensor]) -> dict[str, PlaneGrid]:

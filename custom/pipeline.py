@@ -12,6 +12,7 @@ from monai.inferers import Inferer
 from monai.networks import eval_mode
 from torch import Tensor, nn
 
+from custom.channels import ChannelLayout
 from custom.context import context_factor_of, whole_contexts
 from custom.errors import InputError
 from custom.features.backbone import Backbone
@@ -20,7 +21,7 @@ from custom.features.extraction import extract_planes
 from custom.features.intensity import IntensityWindow
 from custom.features.reduced import load_reduced
 from custom.features.spec import FeatureSpec
-from custom.inferers import PrepareTokenBatch
+from custom.inferers import PrepareTokenBatch, as_probabilities
 from custom.model_files import load_weights, read_description, refuse_other_features
 from custom.samples import Sample, add_extracted, image_of
 
@@ -42,11 +43,13 @@ class Pipeline(nn.Module):
             a network on raw alone.
         spec: how it makes them.
         inferer: of ``predict``: a window after the other, with an activation; None for ``forward``
-            on whole volumes and a sigmoid.
+            on whole volumes and the activation that ``layout`` asks for.
         windows_at_once: batch size of the backbone; None for as many as fit into memory.
         save_backbone: whether the state dict holds the backbone's weights, too.
         context_factor: of the network's context, which ``forward`` takes from the volume itself;
             None without. An inferer has its own.
+        layout: of the network's channels, for ``predict`` without an inferer, which has its own:
+            classes get a softmax; None for affinities, with or without LSDs.
 
     Raises:
         ValueError: a backbone without a spec or the reverse, or one that the spec is not of; the
@@ -63,6 +66,7 @@ class Pipeline(nn.Module):
         windows_at_once: int | None = None,
         save_backbone: bool = False,
         context_factor: int | Sequence[int] | None = None,
+        layout: ChannelLayout | None = None,
     ) -> None:
         super().__init__()
         if (backbone is None) != (spec is None):
@@ -82,6 +86,7 @@ class Pipeline(nn.Module):
         self.windows_at_once = checked_windows_at_once(windows_at_once)
         self.save_backbone = save_backbone
         self.context_factor = context_factor_of(context_factor)
+        self.layout = layout
         for register, hook in (
             (self.register_state_dict_post_hook, _leave_backbone_out),
             (self.register_load_state_dict_pre_hook, _keep_backbone),
@@ -115,7 +120,7 @@ class Pipeline(nn.Module):
         """
         with eval_mode(self.network):
             if self.inferer is None:
-                return self.forward(raw).sigmoid()
+                return as_probabilities(self.forward(raw), self.layout)
             parts = []
             for volume in raw:
                 image, features = self._inputs(volume[None])

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 
 from custom.checkpoints import TrainingCheckpoint
@@ -38,6 +39,8 @@ class TrainingSession:
         iterations_per_epoch: steps of an epoch.
         crop_size: (D, H, W) that the network is to be trained on.
         batch_size: crops per step.
+        seed: of dropout, which is drawn anew from it and the epoch's number as every epoch begins:
+            a training that is taken up draws what it would have drawn.
     """
 
     def __init__(
@@ -48,13 +51,20 @@ class TrainingSession:
         iterations_per_epoch: int,
         crop_size: Sequence[int],
         batch_size: int,
+        seed: int = 0,
     ) -> None:
         self.trainer = trainer
+        self.seed = seed
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
         history.attach(trainer)
         checkpoint.attach(trainer)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
         self.crop_size, self.batch_size = crop_size, batch_size
+
+    def _seed_epoch(self, engine: Engine) -> None:
+        (state,) = np.random.SeedSequence((self.seed, engine.state.epoch)).generate_state(1)
+        torch.manual_seed(int(state))
 
     def run(self) -> None:
         """Train; a finished training is left as it is.

@@ -200,26 +200,48 @@ def folder(tmp_path: Path) -> Path:
     return write_datalist(tmp_path / "data").parent
 
 
-def test_a_segmentation_of_finer_raw_is_scored_against_its_labels(folder: Path) -> None:
+def perfect(folder: Path, kind: str) -> tuple[NDArray[np.uint64], dict[str, Any]]:
+    """What inference would write where it makes no mistake, and its attributes."""
+    opened = open_entry(parse_datalist(folder / "datalist.json").test[0])
+    labels = opened.read_labels(opened.raw.metadata.roi)[0].astype(np.uint64)
+    if kind == "classes":
+        names = ["background", "foreground"]
+        described = {"classes": {"names": names, "class_of_labels": "foreground"}}
+        return (labels > 0).astype(np.uint64), described
+    if kind == "sections":
+        numbers = np.arange(len(labels), dtype=np.uint64)[:, None, None] * 10
+        _, consecutive = np.unique(labels, return_inverse=True)
+        ids = consecutive.reshape(labels.shape).astype(np.uint64)
+        return np.where(ids > 0, ids + numbers, 0).astype(np.uint64), {"dimensions": 2}
+    return labels, {}
+
+
+@pytest.mark.parametrize("kind", ["objects", "sections", "classes"])
+def test_a_segmentation_of_finer_raw_is_scored_against_its_labels(folder: Path, kind: str) -> None:
     content = json.loads((folder / "datalist.json").read_text())
     content["test"] = content.pop("training")
     (folder / "datalist.json").write_text(json.dumps(content))
-    opened = open_entry(parse_datalist(folder / "datalist.json").test[0])
     sample = RawVolumeDataset(
         str(folder / "datalist.json"), "test", VIT, FEATURES, "volume", use_tokens=False
     )[0]
-    segments = opened.read_labels(opened.raw.metadata.roi)[0]
+    segments, attributes = perfect(folder, kind)
     assert segments.shape == sample["image"].shape[1:]
     z, y, x = sample["offset_nm"].tolist()
     create_ome_zarr_array(
         folder / "output" / "uint8.zarr", "labels/segmentation", segments.shape, segments.dtype,
-        "zyx", tuple(sample["voxel_size_nm"].tolist()), (z, y, x), (8, 8, 8), {},
+        "zyx", tuple(sample["voxel_size_nm"].tolist()), (z, y, x), (8, 8, 8), attributes,
     ).write(segments).result()  # fmt: skip
     (scores,) = SegmentationEvaluator(
         folder / "datalist.json", "test", folder / "output", folder / "eval"
     ).run()
-    assert (scores.voi, scores.adapted_rand) == (0, 0)
-    assert scores.truth_objects == 3
+    found = scores.row()
+    if kind == "classes":
+        assert found["dice"] == found["iou"] == 1
+        assert found["voxels"] == 8 * 11 * 13
+        return
+    assert (found["voi"], found["adapted_rand"]) == (0, 0)
+    assert found["truth_objects"] == found["segments"]
+    assert (found["truth_objects"] == 3) == (kind == "objects")
 
 
 def test_another_voxel_size_of_raw_is_another_source(folder: Path, tmp_path: Path) -> None:

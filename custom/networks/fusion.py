@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -300,7 +300,15 @@ class TokenUNet(nn.Module):
         tokens_yz: Tensor | None = None,
         placement_yz: Tensor | None = None,
         features: Tensor | None = None,
-        **context: Tensor,
+        context_image: Tensor | None = None,
+        context_placement: Tensor | None = None,
+        context_tokens_xy: Tensor | None = None,
+        context_placement_xy: Tensor | None = None,
+        context_tokens_xz: Tensor | None = None,
+        context_placement_xz: Tensor | None = None,
+        context_tokens_yz: Tensor | None = None,
+        context_placement_yz: Tensor | None = None,
+        context_features: Tensor | None = None,
     ) -> Tensor:
         """Logits of a batch of crops.
 
@@ -323,12 +331,13 @@ class TokenUNet(nn.Module):
             InputError: tokens or context are missing in training, or there is a context that the
                 network does not take.
         """
-        values = dict(zip(PLANES, (tokens_xy, tokens_xz, tokens_yz), strict=True))
-        places = dict(zip(PLANES, (placement_xy, placement_xz, placement_yz), strict=True))
-        tokens = {p: v for p, v in values.items() if v is not None}
-        placements = {p: v for p, v in places.items() if v is not None}
+        tokens = _given(tokens_xy, tokens_xz, tokens_yz)
+        placements = _given(placement_xy, placement_xz, placement_yz)
         x = self._inputs(image, tokens, placements, features)
-        fused = self._context(image, context)
+        tokens = _given(context_tokens_xy, context_tokens_xz, context_tokens_yz)
+        placements = _given(context_placement_xy, context_placement_xz, context_placement_yz)
+        of_context = context_image, context_placement, tokens, placements, context_features
+        fused = self._context(image, *of_context)
         logits: Tensor = self.network(x) if fused is None else self.network(x, fused)
         return logits
 
@@ -347,32 +356,35 @@ class TokenUNet(nn.Module):
             inputs.append(self._fuse(tokens, placements, image))
         return torch.cat(inputs, dim=1)
 
-    def _context(self, image: Tensor, context: Mapping[str, Tensor]) -> LevelFusion | None:
+    def _context(
+        self,
+        image: Tensor,
+        context_image: Tensor | None,
+        placement: Tensor | None,
+        tokens: dict[str, Tensor],
+        placements: dict[str, Tensor],
+        features: Tensor | None,
+    ) -> LevelFusion | None:
         """What fuses the context into the network's levels; None for a network without."""
         if self.context is None:
-            if context:
+            if context_image is not None:
                 raise InputError(
                     "the data have a context, but the network takes none: set context_factor of "
                     "both alike."
                 )
             return None
-        fused: LevelFusion
-        if "context_image" in context:
-            tokens = {p: v for p in PLANES if (v := context.get(f"context_tokens_{p}")) is not None}
-            placements = {p: context[f"context_placement_{p}"] for p in tokens}
-            features = context.get("context_features")
-            x = self._inputs(context["context_image"], tokens, placements, features)
-            fused = self.context(x, context["context_placement"])
-            return fused
-        if self.training:
+        if context_image is not None:
+            x = self._inputs(context_image, tokens, placements, features)
+        elif self.training:
             raise InputError(
                 "the network is to be trained with a context, but the batch has none: set "
                 "context_factor of the training data as that of the network."
             )
-        logger.warning("no context given: the network sees zeros in its place")
-        nothing = image.new_zeros(image.shape[0], self.context.in_channels, *image.shape[2:])
-        as_it_is = image.new_tensor([[0.0] * 3, [1.0] * 3]).expand(image.shape[0], 2, 3)
-        fused = self.context(nothing, as_it_is)
+        else:
+            logger.warning("no context given: the network sees zeros in its place")
+            x = image.new_zeros(image.shape[0], self.context.in_channels, *image.shape[2:])
+            placement = image.new_tensor([[0.0] * 3, [1.0] * 3]).expand(image.shape[0], 2, 3)
+        fused: LevelFusion = self.context(x, placement)
         return fused
 
     def _fuse(
@@ -389,6 +401,12 @@ class TokenUNet(nn.Module):
             )
         logger.warning("no tokens given: the network sees zeros in their place")
         return image.new_zeros(image.shape[0], self.fused_channels, *image.shape[2:])
+
+
+def _given(*values: Tensor | None) -> dict[str, Tensor]:
+    """Values of xy, xz and yz by plane, of the planes that have one."""
+    planes = zip(PLANES, values, strict=True)
+    return {plane: value for plane, value in planes if value is not None}
 
 
 def _refuse_context(network: nn.Module, context: ContextFusion) -> None:
