@@ -261,7 +261,7 @@ def test_an_unknown_symmetry_is_refused() -> None:
 
 OFFSETS = [(1, 0, 0), (0, -2, 0), (0, 1, 3)]
 SIGMA_NM = 4.0
-TARGETS = target_settings(OFFSETS, SIGMA_NM, boundary_power=1.0)
+TARGETS = target_settings(OFFSETS, SIGMA_NM, boundary_power=1.0, boundary_reach_nm=14.0)
 CROP = (5, 5, 5)
 SQUARE = [(axes, flips) for axes, flips in ORIENTATIONS if axes[0] == 0]
 SEEDS = st.integers(0, 2**32 - 1)

@@ -34,7 +34,7 @@ from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 from custom.samples import Sample
 from custom.targets.affinities import affinities
-from custom.targets.settings import target_settings
+from custom.targets.settings import TargetSettings, target_settings
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset
 from tests import test_finer_raw
 from tests.features.guided import HUBCONF, write_hub
@@ -67,7 +67,6 @@ ONE_SLICE = {"offset": [4, 0, 2], "shape": [1, 14, 11]}
 BEYOND = {"offset": [-1, 3, -2], "shape": [9, 11, 15], "beyond_labels": True}
 OFFSETS = [[1, 0, 0], [0, -2, 0], [0, 0, 3]]
 SIGMA_NM = 12.0
-TARGETS = target_settings(OFFSETS, SIGMA_NM, boundary_power=1.0)
 INTENSITY = {"contrast": [0.8, 1.3], "gamma": [0.6, 0.8], "noise": [0.02, 0.05]}
 
 
@@ -83,6 +82,17 @@ class Case:
     guided: bool = False
     backbone: dict[str, Any] = field(default_factory=lambda: VIT_8)
     compression: str = "none"
+
+    @property
+    def offsets(self) -> list[list[int]]:
+        """Those that fit into the ROI."""
+        shape = self.roi["shape"]
+        return [o for o in OFFSETS if all(abs(a) < n for a, n in zip(o, shape, strict=True))]
+
+    @property
+    def targets(self) -> TargetSettings:
+        """Of the cache and of crops."""
+        return target_settings(self.offsets, SIGMA_NM, boundary_power=1.0)
 
 
 CASES = {
@@ -183,7 +193,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         ("training",),
         show_progress=False,
         compression=case.compression,
-        targets=TARGETS.to_json(),
+        targets=case.targets.to_json(),
         copies=plan_copies(1, INTENSITY),
     ).run()
     return found
@@ -236,8 +246,8 @@ def test_crops_are_the_whole_volume_cropped(project: Project) -> None:
     volume, live = project.cached(), project.live()
     features = voxelwise(whole(volume))
     size = [min(5, n) for n in volume.shape]
-    crops = CropDataset([volume], size, TARGETS, 3, min_labelled=0.01)
-    others = CropDataset([live], size, TARGETS, 3, min_labelled=0.01)
+    crops = CropDataset([volume], size, project.case.targets, 3, min_labelled=0.01)
+    others = CropDataset([live], size, project.case.targets, 3, min_labelled=0.01)
     for number in range(3):
         sample = crops[number]
         assert_close(others[number], sample, rounding(volume))
@@ -253,7 +263,7 @@ def test_threads_and_a_pool_give_the_samples_of_the_cache(project: Project) -> N
     def samples(pool_gib: float, workers: int) -> list[Sample]:
         dataset = CropDataset(
             pooled(volumes, pool_gib),
-            *(size, TARGETS, 6),
+            *(size, project.case.targets, 6),
             min_labelled=0.01,
             cached_targets=True,
             feature_dtype="float32",
@@ -290,9 +300,10 @@ def test_targets_are_those_of_the_cached_labels(project: Project) -> None:
         box = Roi((0, 0, 0), volume.shape)
         labels, mask = volume.read_labels(box)
         target, _ = volume.read_targets(box)
-        expected, _ = affinities(labels, OFFSETS)
-        np.testing.assert_array_equal(target[: len(OFFSETS)], expected * 255)
-        assert mask.any() and labels.any() and len(target) == len(OFFSETS) + 10
+        offsets = project.case.offsets
+        expected, _ = affinities(labels, offsets)
+        np.testing.assert_array_equal(target[: len(offsets)], expected * 255)
+        assert mask.any() and labels.any() and len(target) == len(offsets) + 10
         ids = volume.label_ids()
         assert (ids[-1] == 2) if project.case.classes else ids[-1] > 2**32
 
@@ -311,7 +322,7 @@ WRITES = ("write_json", "write_array", "create_array")
 
 def run(datalist: Path, cache_dir: Path, **changes: Any) -> None:
     arguments = {
-        "targets": TARGETS.to_json(),
+        "targets": KILLED.targets.to_json(),
         "copies": plan_copies(1, INTENSITY),
         "show_progress": False,
         **changes,

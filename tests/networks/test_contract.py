@@ -150,6 +150,10 @@ def test_every_fusion_passes_gradients_with_any_planes(
 def test_configured_networks_are_those_of_the_table() -> None:
     """Every argument of the shipped network is a key that a user can change."""
     definition = config("training")["network_def"]
-    for part in (definition, definition["network"]):
-        plain = [v for k, v in part.items() if k not in ("_target_", "_requires_", "network")]
+    for part in (definition, definition["network"], definition["context"]):
+        plain = [
+            value
+            for key, value in part.items()
+            if key not in ("_target_", "_requires_", "network", "context")
+        ]
         assert all(value.startswith(("@", "$")) for value in plain)
