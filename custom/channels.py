@@ -148,7 +148,7 @@ def channel_layout(
         return ChannelLayout(len(affinity_offsets), 0)
     if lsd_sigma_nm is None or not_negative(lsd_sigma_nm, "lsd_sigma_nm") == 0:
         raise InputError(
-            "output_type 'affinities_lsds' needs lsd_sigma_nm; give it, or set output_type to "
-            "'affinities'"
+            f"output_type 'affinities_lsds' needs lsd_sigma_nm, a number above 0, got "
+            f"{lsd_sigma_nm!r}; give it, or set output_type to 'affinities'"
         )
     return ChannelLayout(len(affinity_offsets), LSD_CHANNELS[dimensions])

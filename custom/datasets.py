@@ -154,7 +154,7 @@ class CropDataset(Dataset[Sample]):
         raise InputError(
             f"augmentation left nothing that counts in {MAX_HIDDEN} of {MAX_HIDDEN} random crops, "
             f"though labels counted in at least {self.min_labelled:.0%} of their voxels; let it "
-            "hide less, or raise min_labelled."
+            "hide less, or raise train#dataset#min_labelled"
         )
 
     def _try(self) -> None:
@@ -222,8 +222,8 @@ class CropDataset(Dataset[Sample]):
         raise InputError(
             f"none of {MAX_DRAWS} random crops of {list(self.crop_size)} can be learned from: "
             f"{unlabelled} have too few labels, as they count in less than {self.min_labelled:.0%} "
-            f"of their voxels, and {MAX_DRAWS - unlabelled} have no object; check labels and mask, "
-            "or lower min_labelled."
+            f"of their voxels, and {MAX_DRAWS - unlabelled} have no object; check labels, mask and "
+            "mask_erosion, or lower train#dataset#min_labelled"
         )
 
     def _drawn_deformation(self, random: np.random.Generator) -> RandDeformation | None:

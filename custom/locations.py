@@ -76,7 +76,7 @@ class Location:
     def kvstore(self, retries: int = MANY_RETRIES) -> dict[str, Any]:
         """TensorStore's name of the folder; before the first remote one it is told ``PATIENCE``."""
         if not self.remote:
-            return {"driver": "file", "path": f"{self.url}/"}
+            return {"driver": "file", "path": f"{os.path.realpath(self.url)}/"}
         for name, value in PATIENCE.items():
             os.environ.setdefault(name, value)
         scheme, host = self.url.split("/")[0].rstrip(":"), self.url.split("/")[2]

@@ -93,7 +93,8 @@ class ModelLoader:
         if self.layout.num_affinities and description["affinity_offsets"] != self.affinity_offsets:
             raise InputError(
                 f"model '{self.model_dir}' was trained with affinity_offsets "
-                f"{description['affinity_offsets']}, the config has {self.affinity_offsets}."
+                f"{description['affinity_offsets']}, the config has {self.affinity_offsets}: "
+                "lay the same overlay over training and inference."
             )
         trained_as = network_settings(description.get("config", {}))
         if different := network_difference(trained_as, network_settings(running_config())):
@@ -234,8 +235,9 @@ class SegmentationWriter:
             for result in results:
                 _write_array(part, result, place)
             _mark(part)
-        found = "classes" if self.layout.num_classes else "segments"
-        logger.info("%s: %d %s", path, np.count_nonzero(np.unique(result.values)), found)
+        found = np.count_nonzero(np.unique(result.values))
+        kind = "classes beside the background" if self.layout.num_classes else "segments"
+        logger.info("%s: %s found: %d", path, kind, found)
 
 
 def check_prediction(

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import sys
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,9 @@ from custom.arenas import share_arenas
 from custom.augmentation_lists import check_augmentation
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
+
+# MONAI's words for an @ that leads nowhere; inside, it writes :: for #.
+_NO_TARGET = re.compile(r"the referring item `(@[^`]+)` is not defined in the config content")
 
 
 def begin() -> None:
@@ -32,7 +36,8 @@ def begin() -> None:
 def user_mistake(error: BaseException | None) -> InputError | None:
     """The user's mistake behind an exception, which MONAI and ignite wrap in others.
 
-    A disk that is full or may not be written is one, too.
+    A disk that is full or may not be written is one, too, and a reference to what the
+    configuration does not have.
     """
     chain: list[BaseException] = []
     while error is not None:
@@ -41,6 +46,9 @@ def user_mistake(error: BaseException | None) -> InputError | None:
         chain.append(error)
         error = error.__cause__ or error.__context__
     for found in chain:
+        if missing := _NO_TARGET.match(str(found)):
+            name = missing[1].replace("::", "#")
+            return InputError(f"the configuration refers to {name}, which it does not have")
         if fault := disk_fault(found):
             return InputError(
                 f"{file_of(found)} {fault} or choose another folder; the same command goes on from "

@@ -380,7 +380,7 @@ def _create_array(
         metadata |= {"chunk_grid": grid, "data_type": dtype.name, "dimension_names": list(axes)}
         metadata |= {"codecs": ["bytes", {"name": "zstd", "configuration": {"level": 3}}]}
         metadata |= {"attributes": dict(attributes)}
-    kvstore = {"driver": "file", "path": f"{path}/"}
+    kvstore = Location(str(path)).kvstore()
     spec = {"driver": driver, "kvstore": kvstore, "metadata": metadata}
     store = tensorstore.open(spec, create=True).result()
     if version == "0.4":

@@ -18,6 +18,8 @@ NANOMETERS = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1e9),
 }
 
+WAY_OUT = "give voxel_size_nm in the datalist, for a mask that of its labels"
+
 
 @dataclass(frozen=True)
 class VoxelGrid:
@@ -61,7 +63,7 @@ class VoxelGrid:
             scale = size if self.scale is None else self.scale
             return size, *self._positions([e / s for e, s in zip(size, scale, strict=True)])
         if self.scale is None:
-            raise InputError(f"{where} has no voxel size; give voxel_size_nm in the datalist")
+            raise InputError(f"{where} has no voxel size; {WAY_OUT}")
         _check_positive(self.scale, f"the voxel size in {where}")
         factors = [_nanometers(unit, where) for unit in self.units]
         return _scaled(self.scale, factors), *self._positions(factors)
@@ -109,13 +111,11 @@ def default_axes(ndim: int) -> tuple[str, ...]:
 def _nanometers(unit: str | None, where: str) -> float:
     """Nanometres per unit."""
     if unit is None:
-        raise InputError(
-            f"{where} has a voxel size without unit; give voxel_size_nm in the datalist"
-        )
+        raise InputError(f"{where} has a voxel size without unit; {WAY_OUT}")
     if unit.lower() not in NANOMETERS:
         raise InputError(
             f"{where} has the unknown unit '{unit}' (known: angstrom, nanometer, micrometer, "
-            "millimeter, meter); give voxel_size_nm in the datalist"
+            f"millimeter, meter); {WAY_OUT}"
         )
     return NANOMETERS[unit.lower()]
 

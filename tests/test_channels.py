@@ -64,7 +64,7 @@ def test_the_layout_follows_from_the_configuration(settings, expected):
     [
         (("affinites", OFFSETS, 80.0), "did you mean 'affinities'"),
         (("affinities_lsds", OFFSETS, None), "needs lsd_sigma_nm"),
-        (("affinities_lsds", OFFSETS, 0), "needs lsd_sigma_nm"),
+        (("affinities_lsds", OFFSETS, 0), "needs lsd_sigma_nm, a number above 0, got 0"),
         (("affinities_lsds", OFFSETS, -80.0), "lsd_sigma_nm must be a number from 0 on"),
         (("affinities_lsds", OFFSETS, float("nan")), "lsd_sigma_nm must be a number from 0 on"),
         (("affinities", [], None), "at least one offset"),

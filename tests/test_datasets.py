@@ -295,7 +295,11 @@ class TestCrops:
             ("training", {"crop_size": (6, 16, 7)}, r"\[6, 16, 7\] is larger than every training"),
             ("training", {"crop_size": (6, 7)}, "crop_size must be a list of 3 numbers"),
             ("training", {"crop_size": (6, 0, 7)}, "crop_size must be 3 whole numbers from 1 on"),
-            ("training", {"min_labelled": 1.0}, "1000 have too few labels, .* less than 100%"),
+            (
+                "training",
+                {"min_labelled": 1.0},
+                "1000 have too few labels, .* 100%.* mask_erosion, or lower train#dataset#min",
+            ),
             ("training", {"feature_dtype": "int8"}, "feature_dtype must be null, 'float16' or"),
             ("validation", {}, "training volume 'bare' has no labels: name them"),
             ("test", {}, r"none of 1000 random crops of \[6, 8, 7\] can be learned from: 1000"),

@@ -330,6 +330,17 @@ def test_a_path_is_made_absolute_and_relative_again(prefix: str) -> None:
     assert moved(f"{prefix}/data/em/x", "/data/cache") == f"{prefix}../em/x"
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_path_may_lead_through_the_folder_above(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path / "bundle")
+    name = FORMS[form](Path("../x") / form).relative_to("..")
+    volume = open_volume(f"../{name}")
+    np.testing.assert_array_equal(volume.read(volume.metadata.roi), VALUES)
+
+
 def save_datalist(folder: Path, **sections: Any) -> Path:
     path = folder / "datalist.json"
     path.write_text(json.dumps(sections))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.data import DataLoader, Dataset
 
 from custom.errors import InputError
@@ -28,6 +28,14 @@ def test_a_mistake_is_found_behind_other_errors() -> None:
     mistake = InputError("sentence.")
     assert user_mistake(mistake) is mistake
     assert user_mistake(wrapped(wrapped(mistake))) is mistake
+
+
+def test_a_reference_that_leads_nowhere_is_a_mistake() -> None:
+    parser = ConfigParser({"augmentations": {"strong": []}, "x": "@augmentations#storng"})
+    with pytest.raises(ValueError, match="referring item") as caught:
+        parser.get_parsed_content("x")
+    sentence = str(user_mistake(wrapped(caught.value)))
+    assert sentence == "the configuration refers to @augmentations#storng, which it does not have"
 
 
 def test_other_errors_are_no_mistakes_of_the_user() -> None:

@@ -407,7 +407,10 @@ def bad_zarr(tmp_path: Path, **changes: Any) -> Path:
         (lambda p: write_group(p / "x.zarr"), r"is a Zarr group, .*add what to read \(em\)"),
         (lambda p: write_ome(p / "x.zarr", unit="furlong"), "unknown unit 'furlong'"),
         (lambda p: write_ome(p / "x.zarr", unit=None), "without unit; give voxel_size_nm"),
-        (lambda p: write_ome(p / "x.zarr", scale=None, translation=None), "has no voxel size"),
+        (
+            lambda p: write_ome(p / "x.zarr", scale=None, translation=None),
+            "has no voxel size; give voxel_size_nm in the datalist, for a mask that of its labels",
+        ),
         (lambda p: write_ome(p / "x.zarr", scale=(4, 0, 4)), "three positive numbers"),
         (
             lambda p: write_ome(

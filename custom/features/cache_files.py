@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from custom.errors import InputError
 from custom.files import disk_fault, write_atomically
+from custom.locations import Location
 
 FORMAT = "emseg feature cache 2"
 OLDER_FORMATS = ("emseg feature cache 1",)  # Zarr v2, without checksums
@@ -361,4 +362,4 @@ def slabs(size: int, thickness: int, first: int = 0) -> Iterator[tuple[int, int]
 
 
 def _array_spec(path: Path) -> Json:
-    return {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path.absolute()}/"}}
+    return {"driver": "zarr3", "kvstore": Location(str(path)).kvstore()}

@@ -164,7 +164,10 @@ def checked_strides(
     Raises:
         InputError: not so many, or not whole numbers from 1 on.
     """
-    what = f"unet_strides (one or three numbers for each of {steps} steps between levels)"
+    what = (
+        f"unet_strides (one or three numbers for each of the {steps} steps between the "
+        f"{steps + 1} levels of unet_channels)"
+    )
     return _per_level([2] * steps if strides is None else strides, steps, what)
 
 
@@ -176,7 +179,9 @@ def checked_kernels(
     Raises:
         InputError: not so many, or not odd numbers from 1 on.
     """
-    what = f"unet_kernels (one or three odd numbers for each of {levels} levels)"
+    what = (
+        f"unet_kernels (one or three odd numbers for each of the {levels} levels of unet_channels)"
+    )
     found = _per_level([3] * levels if kernels is None else kernels, levels, what)
     if any(size % 2 == 0 for kernel in found for size in kernel):
         raise InputError(f"{what} must be odd, got {kernels}.")
@@ -188,5 +193,5 @@ def _per_level(
 ) -> list[tuple[int, int, int]]:
     """So many whole numbers from 1 on per axis."""
     if not isinstance(values, Sequence) or len(values) != count:
-        raise InputError(f"{what} must be a list of {count}, got {values!r}.")
+        raise InputError(f"{what} must be a list of {count}, got {values!r}")
     return [(z, y, x) for z, y, x in (per_axis(value, what) for value in values)]

@@ -490,7 +490,10 @@ def test_a_model_of_another_backbone_is_refused(project: Path) -> None:
 def test_a_model_of_other_offsets_is_refused(project: Path) -> None:
     offsets = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 6, 0]]
     sentence = refused("inference", project, affinity_offsets=offsets)
-    says(sentence, [str(project / "model"), "affinity_offsets", "[0, 5, 0]", "[0, 6, 0]"])
+    says(
+        sentence,
+        [str(project / "model"), "affinity_offsets", "[0, 5, 0]", "[0, 6, 0]", "same overlay"],
+    )
 
 
 def test_a_model_of_another_network_is_refused(project: Path) -> None:
@@ -588,3 +591,4 @@ def test_a_mistake_ends_the_process_with_its_sentence_alone(
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and words in last
     assert done.stderr.count("error: ") == 1
+    assert last.removeprefix("error: ") not in done.stdout

@@ -228,13 +228,16 @@ def test_a_norm_has_the_options_that_it_is_given(norm, kind, expected):
     [
         ({"channels": (4,)}, "unet_channels must name at least two levels"),
         ({"channels": (4, 0, 4)}, "unet_channels must name at least two levels, whole numbers"),
-        ({"strides": [(2, 2, 2)]}, "for each of 2 steps between levels.* must be a list of 2, got"),
+        (
+            {"strides": [(2, 2, 2)]},
+            "each of the 2 steps between the 3 levels of unet_channels.* a list of 2, got",
+        ),
         ({"strides": []}, "unet_strides .* must be a list of 2"),
         ({"strides": 2}, "unet_strides .* must be a list of 2, got 2"),
         ({"strides": [(2, 2), (2, 2)]}, "unet_strides .* must be a list of 3 numbers"),
         ({"strides": [(2, 0, 2), (2, 2, 2)]}, "must be 3 whole numbers from 1 on"),
         ({"strides": [2, "2"]}, "must be one or three whole numbers from 1 on, got '2'"),
-        ({"kernels": [3, 3]}, "unet_kernels .* for each of 3 levels.* must be a list of 3"),
+        ({"kernels": [3, 3]}, "unet_kernels .* for each of the 3 levels.* must be a list of 3"),
         ({"kernels": [3, (1, 3, 2), 3]}, "unet_kernels .* must be odd"),
         (
             {"norm": "layer"},
