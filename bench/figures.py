@@ -38,5 +38,5 @@ def publish(path: Path, setting: Mapping[str, Any], figures: Sequence[Figure]) -
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "figures": [asdict(figure) for figure in figures],
     }
-    write_atomically(path, (json.dumps(results, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(results, indent=2, default=float) + "\n").encode())
     print(f"\n{table(figures)}\n\nWritten to {path}")

@@ -2,10 +2,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import features, run
-from bench.figures import Figure
+from bench.figures import Figure, publish
 from tests.bundle.tiny import BACKBONE
 
 
@@ -79,3 +80,9 @@ def test_feature_figures_of_a_tiny_cube(tmp_path: Path) -> None:
     assert 2 * 16 <= found["dense_cache_bytes_per_voxel"].value < 2 * 16 + 10
     assert not (tmp_path / "dense_cache").exists()
     assert found["int8_cache_bytes_per_voxel"].value < found["cache_bytes_per_voxel"].value
+
+
+def test_figures_of_numpy_are_written_as_numbers(tmp_path: Path) -> None:
+    publish(tmp_path / "results.json", {}, [Figure("ratio", np.float32(0.5), "1")])
+    (figure,) = json.loads((tmp_path / "results.json").read_text())["figures"]
+    assert figure == {"name": "ratio", "value": 0.5, "unit": "1"}
