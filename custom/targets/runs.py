@@ -39,7 +39,7 @@ class Runs:
             (objects in the roi, 8): number of the first and behind the last of all the object's
             runs; begin and end of its bounding box in the roi along z, y and x.
         """
-        inside = (roi[2].start < self.end) & (self.begin < roi[2].stop)
+        inside = np.maximum(roi[2].start, self.begin) < np.minimum(roi[2].stop, self.end)
         for place, side in ((self.z, roi[0]), (self.y, roi[1])):
             inside &= (side.start <= place) & (place < side.stop)
         of = self.objects[inside]

@@ -48,3 +48,8 @@ def test_boxes_bound_what_lies_in_the_roi(data, labels):
             box = np.stack([places.min(axis=0), places.max(axis=0) + 1], axis=1)
             expected.append([runs.first[number], runs.first[number + 1], *box.ravel()])
     np.testing.assert_array_equal(runs.boxes(roi), np.reshape(expected, (-1, 8)))
+
+
+def test_an_empty_roi_inside_a_run_holds_nothing():
+    runs = runs_of(np.ones((1, 1, 4), np.uint64))
+    assert runs.boxes((slice(0, 1), slice(0, 1), slice(3, 3))).shape == (0, 8)
