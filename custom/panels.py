@@ -9,7 +9,6 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
 from custom.files import write_atomically
-from custom.handlers import TensorBoard
 from custom.pictures import (
     Colours,
     channels_as_colours,
@@ -23,6 +22,7 @@ from custom.pictures import (
 )
 from custom.planes import PLANES
 from custom.scores import ClassScore, Score, SegmentationScore, as_uint8, predicted_classes
+from custom.tensorboard import TensorBoard
 
 
 class SlicePanel:

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from custom.handlers import TensorBoard
 from custom.panels import SlicePanel, draw_panel
 from custom.scores import ClassScore, SegmentationScore
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.tensorboard import TensorBoard
 from tests.test_scores import SEGMENTER, SHAPE, class_item, evaluator, item, predicted, truth
 
 

@@ -1,0 +1,25 @@
+"""When a training is validated."""
+
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
+
+
+class Validation(ValidationHandler):
+    """MONAI's handler, which also validates after the last epoch, whatever the interval.
+
+    Args:
+        interval: epochs between validations.
+        validator: the evaluator.
+    """
+
+    def __init__(self, interval: int, validator: Evaluator) -> None:
+        super().__init__(interval, validator, epoch_level=True)
+
+    def attach(self, engine: Engine) -> None:
+        """Run after every ``interval`` epochs and after the last one."""
+
+        def due(engine: Engine, epoch: int) -> bool:
+            return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
