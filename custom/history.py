@@ -21,7 +21,8 @@ class History:
 
     Args:
         path: JSON file, a list with one mapping per epoch: ``epoch``, ``train_loss``, the loss's
-            components, ``lr``, and after a validation its scores.
+            components, ``lr``, and after a validation its scores, those of every volume as
+            ``volume_scores``.
         loss: its ``components`` are logged.
         optimizer: its learning rate is logged.
         writer: TensorBoard.
@@ -61,12 +62,14 @@ class History:
         epoch = engine.state.epoch
         entry = {name: total / self._steps for name, total in self._sums.items()}
         entry["lr"] = self.optimizer.param_groups[0]["lr"]
-        if self.evaluator.state.epoch == epoch:
-            entry |= {name: float(v) for name, v in self.evaluator.state.metrics.items()}
+        of_volumes = {}
+        if (state := self.evaluator.state).epoch == epoch:
+            entry |= {name: float(v) for name, v in state.metrics.items()}
+            of_volumes = {"volume_scores": getattr(state, "volume_scores", {})}
         self.writer.add_scalars(entry, epoch)
         self._sums.clear()
         self._steps = 0
-        self.entries.append({"epoch": epoch, **entry})
+        self.entries.append({"epoch": epoch, **entry, **of_volumes})
         self.write()
 
     def write(self) -> None:

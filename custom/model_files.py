@@ -77,8 +77,14 @@ class BestModel:
         if not self.key.better(score, self.best):
             return
         self.best = score
-        found = {"epoch": state.epoch, "segmentation": getattr(state, "segmentation", {})}
-        self._save({**found, "validation": dict(state.metrics)})
+        found = {
+            "epoch": state.epoch,
+            "segmentation": getattr(state, "segmentation", {}),
+            "key_metric": self.key.name,
+            "validation": dict(state.metrics),
+            "volume_scores": getattr(state, "volume_scores", {}),
+        }
+        self._save(found)
         logger.info("epoch %d: best model so far, %s %.3f", state.epoch, self.key.title, score)
 
     def _save(self, found: Mapping[str, Any]) -> None:
@@ -106,9 +112,11 @@ class BestModel:
         """Best score of the run that is taken up.
 
         Raises:
-            ValueError: that run was trained on other features, to predict something else, or with
-                another network.
+            ValueError: that run was trained on other features, to predict something else, with
+                another network, or chose its best model by another score.
         """
+        if self.key.name not in state:
+            raise ValueError(f"its best model was chosen by another score than {self.key.name}")
         for name in PREDICTS:
             before, now = state.get(name), self.description.get(name)
             if before is not None and before != now:

@@ -1,8 +1,10 @@
 """Scores of predictions at validation: of segments at their best settings, and of classes."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import fsum, sqrt
 from operator import add
 from typing import Any
 
@@ -47,60 +49,153 @@ class KeyMetric:
 VOI = KeyMetric("voi", "VOI", higher_is_better=False)
 DICE = KeyMetric("dice", "Dice", higher_is_better=True)
 
+OF_OBJECTS = (
+    VOI,
+    KeyMetric("voi_split", "VOI split", higher_is_better=False),
+    KeyMetric("voi_merge", "VOI merge", higher_is_better=False),
+    KeyMetric("adapted_rand", "adapted Rand error", higher_is_better=False),
+    KeyMetric("cremi", "CREMI score", higher_is_better=False),
+)
+"""Key metrics of predicted affinities, the default first."""
 
-class SegmentationScore(Metric):
-    """VOI at the best of a grid of segmentation settings, mean over the validation volumes.
+
+def keys_of_classes(names: Sequence[str]) -> list[KeyMetric]:
+    """Key metrics of predicted classes, the default first: the means, then those of every class.
+
+    Args:
+        names: of the classes, the background's first.
+    """
+    iou = KeyMetric("iou", "IoU", higher_is_better=True)
+    single = [
+        KeyMetric(f"{mean.name}_{name}", f"{mean.title} of {name}", higher_is_better=True)
+        for mean in (DICE, iou)
+        for name in names[1:]
+    ]
+    return [DICE, iou, *single]
+
+
+def chosen_key(name: str | None, known: Sequence[KeyMetric]) -> KeyMetric:
+    """The key metric of this name; the first of the known ones where none is given.
+
+    Raises:
+        InputError: the name is not known; the message lists those that are.
+    """
+    if name is None:
+        return known[0]
+    by_name = {key.name: key for key in known}
+    if name not in by_name:
+        raise InputError(f"key_metric_name must be one of {', '.join(by_name)}, got {name!r}.")
+    return by_name[name]
+
+
+class VolumeScore(Metric):
+    """Scores of whole volumes, each by its id, and of all of them together.
+
+    After a validation the engine's metrics hold all of ``scores``, and
+    ``engine.state.volume_scores`` those of every volume. Attach under the key's name.
+
+    Args:
+        key: the score that ``compute`` returns.
+    """
+
+    def __init__(self, key: KeyMetric) -> None:
+        self.key = key
+        super().__init__()
+
+    @abstractmethod
+    def update(self, output: Sequence[Mapping[str, Any]]) -> None:
+        """Score volumes.
+
+        Args:
+            output: of every volume its ``id``, ``pred`` (C, D, H, W) probabilities and ``label``
+                (1, D, H, W).
+        """
+
+    @abstractmethod
+    def scores(self) -> dict[str, float]:
+        """Scores of all volumes together, by name."""
+
+    @abstractmethod
+    def volume_scores(self) -> dict[str, dict[str, float]]:
+        """Scores of every volume, by id and name."""
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Score the engine's output under the ids of its batch."""
+        state: Any = engine.state
+        pairs = zip(state.output, state.batch, strict=True)
+        self.update([{**output, "id": volume["id"]} for output, volume in pairs])
+
+    def compute(self) -> float:
+        """The key metric.
+
+        Raises:
+            InputError: the volumes have no such score.
+        """
+        scores = self.scores()
+        if self.key.name not in scores:
+            raise InputError(
+                f"key_metric_name is '{self.key.name}', but the validation labels give no such "
+                f"score: choose one of {', '.join(scores)}, or add a volume that has the class"
+            )
+        return scores[self.key.name]
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Put the scores into the engine's state."""
+        super().completed(engine, name)
+        state: Any = engine.state
+        state.metrics.update(self.scores())
+        state.volume_scores = self.volume_scores()
+
+
+class SegmentationScore(VolumeScore):
+    """VOI and adapted Rand error at the best of a grid of segmentation settings, means of volumes.
 
     Every volume is segmented with every setting. The best setting has the lowest CREMI score, the
-    geometric mean of VOI and adapted Rand error (VOI alone hardly notices one large object torn in
-    two). ``compute`` returns the VOI there; the metrics of the engine get, beside it,
-    ``voi_split``, ``voi_merge``, ``adapted_rand``, and ``engine.state.segmentation`` is the setting
-    itself, which inference uses later.
+    geometric mean of mean VOI and mean adapted Rand error (VOI alone hardly notices one large
+    object torn in two), whichever score the key metric is; of equal ones it has the lowest VOI,
+    then the first place in the grid. Scores are ``voi_split``, ``voi_merge``, ``voi``,
+    ``adapted_rand`` and ``cremi`` there, and ``engine.state.segmentation`` is the setting itself,
+    which inference uses later.
 
     Args:
         segmenter: from affinities to segments.
         grid: settings to choose from, each some of the segmenter's arguments, such as
             ``{"bias": -0.7, "threshold": 0.5}``.
         per_section: compare every section (of z) on its own, as in ``contingency``.
+        key: the score that decides which model is kept.
 
     Raises:
         ValueError: the grid is empty.
         InputError: a setting is unknown.
     """
 
-    key = VOI
-
     def __init__(
         self,
         segmenter: MutexWatershedSegmenter,
         grid: Sequence[Mapping[str, Any]],
         per_section: bool = False,
+        key: KeyMetric = VOI,
     ) -> None:
         if not grid:
             raise ValueError("grid must name at least one setting")
         self.segmenters = [segmenter.with_settings(**settings) for settings in grid]
         self.grid = [dict(settings) for settings in grid]
         self.per_section = per_section
-        super().__init__(output_transform=_predictions)
+        super().__init__(key)
 
     def reset(self) -> None:
         """Forget all volumes."""
-        self.rows: list[list[list[float]]] = []
+        self.rows: dict[str, list[dict[str, float]]] = {}
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Segment and score volumes.
-
-        Args:
-            output: ``pred`` (K + L, D, H, W) probabilities, ``label`` (1, D, H, W).
-        """
+        """Segment volumes with every setting, score them; affinities are ``pred``'s first."""
         for item in output:
             affinities = as_uint8(item["pred"])
             truth = item["label"][0].cpu().numpy()
-            scores = [
-                instance_scores(truth, labels, self.per_section)
+            self.rows[item["id"]] = [
+                with_cremi(instance_scores(truth, labels, self.per_section))
                 for labels in self._segment(affinities)
             ]
-            self.rows.append([[row[name] for name in SCORES] for row in scores])
 
     def _segment(self, affinities: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
         """Segments for every setting; fragments are made once where settings share them."""
@@ -111,16 +206,23 @@ class SegmentationScore(Metric):
             last = segmenter
             yield segmenter.join(fragments, affinities)
 
-    def compute(self) -> float:
-        """VOI in bits at the best setting."""
-        return self.best()[1]["voi"]
+    def scores(self) -> dict[str, float]:
+        """Mean scores at the best setting; ``cremi`` is that of the means."""
+        return self.best()[1]
+
+    def volume_scores(self) -> dict[str, dict[str, float]]:
+        """Scores of every volume at the best setting of all."""
+        index, _ = self.best()
+        return {name: dict(rows[index]) for name, rows in self.rows.items()}
 
     def best(self) -> tuple[int, dict[str, float]]:
-        """Index of the setting with the lowest CREMI score, and all mean scores at it."""
-        means = np.mean(self.rows, axis=0)
-        cremi = means[:, SCORES.index("voi")] * means[:, SCORES.index("adapted_rand")]
-        index = int(np.argmin(cremi))
-        return index, dict(zip(SCORES, means[index].tolist(), strict=True))
+        """Index of the best setting, and the mean scores at it."""
+        means = [
+            with_cremi({name: _mean([row[name] for row in rows]) for name in SCORES})
+            for rows in zip(*self.rows.values(), strict=True)
+        ]
+        index = min(range(len(means)), key=lambda i: (means[i]["cremi"], means[i]["voi"], i))
+        return index, means[index]
 
     @property
     def best_segmenter(self) -> MutexWatershedSegmenter:
@@ -128,48 +230,45 @@ class SegmentationScore(Metric):
         return self.segmenters[self.best()[0]]
 
     def completed(self, engine: Engine, name: str) -> None:
-        """Put the scores among the engine's metrics."""
+        """Put scores and setting into the engine's state."""
         super().completed(engine, name)
-        index, scores = self.best()
         state: Any = engine.state
-        state.metrics.update(scores)
-        state.segmentation = self.grid[index]
+        state.segmentation = self.grid[self.best()[0]]
 
 
-class ClassScore(Metric):
-    """Mean Dice of the classes but the background, over all validation volumes together.
+def with_cremi(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores and, as ``cremi``, the geometric mean of VOI and adapted Rand error."""
+    return {**scores, "cremi": sqrt(scores["voi"] * scores["adapted_rand"])}
 
-    ``compute`` returns the mean Dice; the metrics of the engine get, beside it, all of
-    ``class_scores``, which says what becomes of classes without truth.
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean, whatever the order of the values."""
+    return fsum(values) / len(values)
+
+
+class ClassScore(VolumeScore):
+    """Dice and IoU of the classes but the background, over all validation volumes together.
+
+    Scores are those of ``class_scores``, which says what becomes of classes without truth.
 
     Args:
         names: of the classes, the background's first.
+        key: the score that decides which model is kept.
     """
 
-    key = DICE
-
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], key: KeyMetric = DICE) -> None:
         self.names = list(names)
-        super().__init__(output_transform=_predictions)
+        super().__init__(key)
 
     def reset(self) -> None:
         """Forget all volumes."""
-        self.counts: list[ClassCounts] = []
+        self.counts: dict[str, ClassCounts] = {}
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
-        """Compare volumes with the truth.
-
-        Args:
-            output: ``pred`` (N, D, H, W) probabilities, ``label`` (1, D, H, W) class ids,
-                ``UNKNOWN`` where they do not count.
-        """
+        """Compare volumes with class ids, ``UNKNOWN`` where they do not count."""
         for item in output:
             truth, predicted = item["label"][0].cpu().numpy(), predicted_classes(item["pred"])
-            self.counts.append(class_counts(truth, predicted, len(self.names)))
-
-    def compute(self) -> float:
-        """Mean Dice."""
-        return self.scores()["dice"]
+            self.counts[item["id"]] = class_counts(truth, predicted, len(self.names))
 
     def scores(self) -> dict[str, float]:
         """``class_scores`` of all volumes together.
@@ -177,7 +276,7 @@ class ClassScore(Metric):
         Raises:
             InputError: none of the classes is in the truth.
         """
-        scores = class_scores(reduce(add, self.counts), self.names)
+        scores = class_scores(reduce(add, self.counts.values()), self.names)
         if not scores:
             raise InputError(
                 f"the validation labels hold none of the classes {', '.join(self.names[1:])} where "
@@ -185,10 +284,9 @@ class ClassScore(Metric):
             )
         return scores
 
-    def completed(self, engine: Engine, name: str) -> None:
-        """Put the scores among the engine's metrics."""
-        super().completed(engine, name)
-        engine.state.metrics.update(self.scores())
+    def volume_scores(self) -> dict[str, dict[str, float]]:
+        """``class_scores`` of every volume; empty for one that has background alone."""
+        return {name: class_scores(counts, self.names) for name, counts in self.counts.items()}
 
 
 Score = SegmentationScore | ClassScore
@@ -200,6 +298,7 @@ def validation_score(
     grid: Sequence[Mapping[str, Any]],
     volumes: Sequence[FeatureVolume],
     dimensions: int = 3,
+    key_metric_name: str | None = None,
 ) -> Score:
     """The score for what a network predicts: ``ClassScore`` or ``SegmentationScore``.
 
@@ -209,21 +308,26 @@ def validation_score(
         grid: as there.
         volumes: whose classes have names, for classes.
         dimensions: 2: sections are compared each on its own.
+        key_metric_name: the score that decides which model is kept: of affinities one of
+            ``OF_OBJECTS``, of classes one of ``keys_of_classes``; None for VOI, or mean Dice.
+
+    Raises:
+        InputError: there is no such score, a setting is unknown, the grid is empty.
     """
     if layout.num_classes:
         ids = volumes[0].metadata.get("entry", {}).get("class_ids")
-        return ClassScore(class_names(ids, layout.num_classes))
-    return SegmentationScore(segmenter, grid, per_section=dimensions == 2)
+        names = class_names(ids, layout.num_classes)
+        return ClassScore(names, chosen_key(key_metric_name, keys_of_classes(names)))
+    if not grid:
+        raise InputError("segmentation_grid must name at least one setting, such as {}.")
+    key = chosen_key(key_metric_name, OF_OBJECTS)
+    return SegmentationScore(segmenter, grid, per_section=dimensions == 2, key=key)
 
 
 def predicted_classes(probabilities: torch.Tensor) -> NDArray[np.uint64]:
     """The most probable class of every voxel, (D, H, W), from (N, D, H, W); the first of equals."""
     ids: NDArray[np.uint64] = probabilities.argmax(0).cpu().numpy().astype(np.uint64)
     return ids
-
-
-def _predictions(output: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    return output
 
 
 def as_uint8(probabilities: torch.Tensor) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Whole volumes, from raw or from a cache, for validation and inference."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from custom.metrics import UNKNOWN
 from custom.samples import Sample, add_extracted, add_features, image_of, image_tensor
 from custom.targets.classes import ClassSettings
 from custom.truth import Truth
+
+logger = logging.getLogger(__name__)
 
 REGIONS = ("roi", "volume")
 
@@ -76,6 +79,39 @@ class CachedVolumeDataset(Dataset[Sample]):
         if self.use_tokens:
             add_features(sample, volume)
         return sample
+
+
+def validation_dataset(
+    volumes: Sequence[FeatureVolume],
+    use_tokens: bool = True,
+    classes: ClassSettings | None = None,
+) -> CachedVolumeDataset:
+    """Those volumes that a prediction can be scored on; the others are named in the log.
+
+    That needs labels, and an object, or in one volume at least a class, where they count.
+
+    Args:
+        volumes: as of ``CachedVolumeDataset``.
+        use_tokens: as there.
+        classes: as there.
+
+    Raises:
+        InputError: as there; there is no such volume.
+    """
+    scored = [
+        volume
+        for volume in volumes
+        if volume.has_labels and (classes or Truth(volume, None).has_objects())
+    ]
+    if not scored:
+        names = ", ".join(f"'{volume.id}'" for volume in volumes)
+        raise InputError(
+            f"none of the validation volumes {names} has labels that count, so no prediction can "
+            "be scored: name labels in the datalist, and check mask and roi"
+        )
+    if left_out := [volume.id for volume in volumes if volume not in scored]:
+        logger.warning("without labels that count, so not scored: %s", ", ".join(left_out))
+    return CachedVolumeDataset(scored, use_tokens, classes)
 
 
 class RawVolumeDataset(Dataset[Sample]):

@@ -33,6 +33,7 @@ def history(folder: Path, losses: list[float], valid: dict[int, float]) -> Histo
         if engine.state.epoch in valid:
             validation.state.epoch = engine.state.epoch
             validation.state.metrics = dict.fromkeys(SCORES, valid[engine.state.epoch])
+            validation.state.volume_scores = {"cube": {"voi": 0.25}}  # type: ignore[attr-defined]
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.25)
     board = TensorBoard(str(folder / "board"))
@@ -48,6 +49,7 @@ def test_every_epoch_has_its_means_and_its_scores(tmp_path: Path) -> None:
     assert first == {"epoch": 1, "train_loss": 1.5, "loss_lsd": pytest.approx(0.15), "lr": 0.25}
     assert (second["epoch"], second["train_loss"]) == (2, 6.0)
     assert {name: second[name] for name in SCORES} == dict.fromkeys(SCORES, 0.5)
+    assert second["volume_scores"] == {"cube": {"voi": 0.25}}
 
 
 def test_scores_of_an_earlier_epoch_are_not_repeated(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def validated(best: BestModel, *vois: float) -> None:
         state.epoch = next(epochs)
         nn.init.constant_(best.network.weight, state.epoch)  # type: ignore[arg-type]
         state.metrics = {"voi": vois[state.epoch - 1], "adapted_rand": 0.5}
+        state.volume_scores = {"cube": {"voi": vois[state.epoch - 1]}}
         state.segmentation = {"bias": -state.epoch}
 
     for _ in vois:
@@ -42,7 +43,9 @@ def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
         "features": {"window": 3},
         "epoch": 2,
         "segmentation": {"bias": -2},
+        "key_metric": "voi",
         "validation": {"voi": 1.0, "adapted_rand": 0.5},
+        "volume_scores": {"cube": {"voi": 1.0}},
     }
     for weights in (
         torch.load(tmp_path / "model.pt", weights_only=True),
@@ -83,6 +86,13 @@ def test_a_network_of_other_settings_is_not_taken_up(tmp_path: Path) -> None:
     best("group").load_state_dict(state)
     with pytest.raises(ValueError, match=r'differs in: unet_norm \("instance", not "group"\)'):
         best("instance").load_state_dict(state)
+
+
+def test_training_goes_on_only_by_the_score_that_it_began_with(tmp_path: Path) -> None:
+    first = BestModel(str(tmp_path), nn.Linear(1, 1), {})
+    second = BestModel(str(tmp_path), nn.Linear(1, 1), {}, key=DICE)
+    with pytest.raises(ValueError, match="chosen by another score than dice"):
+        second.load_state_dict(first.state_dict())
 
 
 def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path) -> None:

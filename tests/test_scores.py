@@ -11,7 +11,17 @@ from torch.nn import functional as F
 from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.metrics import SCORES, instance_scores
-from custom.scores import DICE, VOI, ClassScore, KeyMetric, SegmentationScore, validation_score
+from custom.scores import (
+    DICE,
+    OF_OBJECTS,
+    VOI,
+    ClassScore,
+    KeyMetric,
+    SegmentationScore,
+    chosen_key,
+    keys_of_classes,
+    validation_score,
+)
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 
 OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 3))
@@ -38,8 +48,9 @@ def predicted(labels: NDArray[np.int64], cut: float = 0.0) -> torch.Tensor:
     return torch.tensor(np.stack(channels), dtype=torch.float32)
 
 
-def item(labels: NDArray[np.int64], prediction: torch.Tensor) -> dict[str, Any]:
+def item(labels: NDArray[np.int64], prediction: torch.Tensor, name: str = "cube") -> dict[str, Any]:
     return {
+        "id": name,
         "image": torch.linspace(-1, 1, labels.size).reshape(1, *labels.shape),
         "label": torch.from_numpy(labels)[None],
         "pred": prediction,
@@ -51,7 +62,7 @@ def evaluator(*handlers: Any, score: SegmentationScore | None = None) -> Engine:
     """An engine whose data are its outputs."""
     engine = Engine(lambda engine, batch: batch)
     if score is not None:
-        score.attach(engine, "voi")
+        score.attach(engine, score.key.name)
     for handler in handlers:
         handler.attach(engine)
     return engine
@@ -72,13 +83,55 @@ def test_scores_are_those_of_the_metrics_and_means_over_volumes() -> None:
     segments = truth(9)
     state = evaluated(
         SegmentationScore(SEGMENTER, [{}]),
-        item(truth(), predicted(segments)),
-        item(truth(), predicted(truth())),
+        item(truth(), predicted(segments), "moved"),
+        item(truth(), predicted(truth()), "perfect"),
     )
     expected = instance_scores(truth(), segments)
     assert expected["voi"] > 0.1
     for name in SCORES:
         assert state.metrics[name] == pytest.approx(expected[name] / 2)
+        assert state.volume_scores["moved"][name] == expected[name]
+        assert state.volume_scores["perfect"][name] == 0
+    cremi = (expected["voi"] * expected["adapted_rand"]) ** 0.5
+    assert state.volume_scores["moved"]["cremi"] == pytest.approx(cremi)
+    assert state.metrics["cremi"] == pytest.approx(cremi / 2)
+
+
+def test_volumes_of_other_sizes_weigh_the_same_in_any_order() -> None:
+    wide = np.ones((3, 9, 20), dtype=np.int64)
+    wide[:, 4:] = 2
+    items = [
+        item(truth(), predicted(truth(7)), "small"),
+        item(wide, predicted(np.ones_like(wide)), "wide"),
+        item(truth(), predicted(truth(2)), "other"),
+    ]
+    states = [
+        evaluated(SegmentationScore(SEGMENTER, [{}]), *order) for order in (items, items[::-1])
+    ]
+    assert states[0].metrics == states[1].metrics
+    assert states[0].volume_scores == states[1].volume_scores
+    alone = [evaluated(SegmentationScore(SEGMENTER, [{}]), one).metrics["voi"] for one in items]
+    assert states[0].metrics["voi"] == pytest.approx(np.mean(alone))
+
+
+def test_what_is_predicted_where_labels_do_not_count_costs_nothing() -> None:
+    hidden, segments = truth(), truth()
+    hidden[3:] = 0
+    segments[3:] = 3 + truth(9)[3:]
+    states = [
+        evaluated(SegmentationScore(SEGMENTER, [{}]), item(labels, predicted(segments)))
+        for labels in (truth(), hidden)
+    ]
+    assert [state.metrics["voi"] > 0.1 for state in states] == [True, False]
+
+
+def test_a_prediction_without_any_affinity_has_scores() -> None:
+    """Every voxel a fragment of its own, which the lowest affinity asked for turns to nothing."""
+    grid = [{"min_affinity": 0.5}]
+    state = evaluated(SegmentationScore(SEGMENTER, grid), item(truth(), torch.zeros(4, *SHAPE)))
+    assert state.metrics["voi_split"] == 0
+    sizes = np.array([5, 7]) / 12
+    assert state.metrics["voi_merge"] == pytest.approx(float(-(sizes * np.log2(sizes)).sum()))
 
 
 def test_the_best_setting_of_the_grid_counts() -> None:
@@ -89,18 +142,39 @@ def test_the_best_setting_of_the_grid_counts() -> None:
     assert state.segmentation == {"bias": -0.5}
 
 
-def test_the_choice_is_by_voi_times_rand_and_a_new_run_forgets() -> None:
-    score = SegmentationScore(SEGMENTER, [{"bias": -0.4}, {"bias": -0.5}, {"bias": -0.6}])
-    voi, rand = SCORES.index("voi"), SCORES.index("adapted_rand")
-    table = np.zeros((2, 3, len(SCORES)))
-    table[:, :, voi] = [[1.0, 1.2, 3.0], [1.0, 1.2, 3.0]]
-    table[:, :, rand] = [[0.6, 0.1, 0.05], [0.4, 0.1, 0.05]]  # products 0.5, 0.12, 0.15
-    score.rows = table.tolist()
+def scored(*settings: tuple[float, float], key: KeyMetric = VOI) -> SegmentationScore:
+    """Two volumes whose mean VOI and mean adapted Rand error at each setting are these."""
+    grid = [{"bias": -0.1 * number} for number in range(len(settings))]
+    score = SegmentationScore(SEGMENTER, grid, key=key)
+    for name, sign in (("one", 0.5), ("two", 1.5)):
+        score.rows[name] = [
+            {"voi_split": sign, "voi_merge": 2 - sign, "voi": sign * voi, "adapted_rand": rand}
+            for voi, rand in settings
+        ]
+    return score
+
+
+@pytest.mark.parametrize("key", OF_OBJECTS, ids=lambda key: str(key.name))
+def test_the_setting_is_chosen_by_voi_times_rand_whichever_score_is_the_key(key: KeyMetric) -> None:
+    score = scored((1.0, 0.5), (1.2, 0.1), (3.0, 0.05), key=key)  # products 0.5, 0.12, 0.15
     index, scores = score.best()
-    assert (index, score.compute()) == (1, 1.2)
-    assert scores["adapted_rand"] == pytest.approx(0.1)
+    assert index == 1
+    assert scores["voi"] == pytest.approx(1.2) and scores["cremi"] == pytest.approx(0.12**0.5)
+    assert score.compute() == scores[key.name]
+    assert score.volume_scores()["two"]["voi"] == pytest.approx(1.8)
     score.reset()
-    assert score.rows == []
+    assert score.rows == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "best"),
+    [([(2.0, 0.0), (1.0, 0.0)], 1), ([(2.0, 0.5), (1.0, 1.0)], 1), ([(1.0, 0.5)] * 3, 0)],
+    ids=["no Rand error", "equal products", "equal scores"],
+)
+def test_of_equal_settings_the_one_of_lowest_voi_counts_then_the_first(
+    settings: list[tuple[float, float]], best: int
+) -> None:
+    assert scored(*settings).best()[0] == best
 
 
 def test_an_empty_grid_and_unknown_settings_are_refused() -> None:
@@ -120,7 +194,7 @@ def test_shared_fragments_give_the_same_scores_as_fragments_of_their_own() -> No
     for number, settings in enumerate(grid):
         alone = SegmentationScore(SEGMENTER, [settings])
         evaluated(alone, item(truth(), prediction))
-        assert together.rows[0][number] == alone.rows[0][0]
+        assert together.rows["cube"][number] == alone.rows["cube"][0]
 
 
 def test_sections_are_scored_each_on_its_own() -> None:
@@ -138,14 +212,16 @@ def test_sections_are_scored_each_on_its_own() -> None:
 NAMES = ["background", "mito", "er"]
 
 
-def class_item(labels: NDArray[np.int64], found: NDArray[np.int64]) -> dict[str, Any]:
+def class_item(
+    labels: NDArray[np.int64], found: NDArray[np.int64], name: str = "cube"
+) -> dict[str, Any]:
     probabilities = F.one_hot(torch.from_numpy(found), 3).movedim(-1, 0).float() * 0.5 + 0.1
-    return item(labels, probabilities)
+    return item(labels, probabilities, name)
 
 
-def class_evaluated(*items: dict[str, Any]) -> Any:
+def class_evaluated(*items: dict[str, Any], key: KeyMetric = DICE) -> Any:
     engine = evaluator()
-    ClassScore(NAMES).attach(engine, "dice")
+    ClassScore(NAMES, key).attach(engine, key.name)
     engine.run([[one] for one in items])
     return engine.state
 
@@ -154,7 +230,8 @@ def test_classes_are_scored_over_all_volumes_together() -> None:
     random = np.random.default_rng(0)
     truth, found = random.integers(0, 3, (2, 2, *SHAPE))
     truth[0, :3] = -1  # unknown
-    state = class_evaluated(*map(class_item, truth, found))
+    items = [class_item(*pair) for pair in zip(truth, found, ("one", "two"), strict=True)]
+    state = class_evaluated(*items)
     known = torch.from_numpy(truth >= 0).flatten()
     one_hot = [
         (F.one_hot(torch.from_numpy(np.maximum(labels, 0)).flatten(), 3).T * known).float()[None]
@@ -164,6 +241,34 @@ def test_classes_are_scored_over_all_volumes_together() -> None:
     assert state.metrics["dice"] == pytest.approx(float(expected.mean()))
     single = [state.metrics[f"dice_{name}"] for name in NAMES[1:]]
     assert single == pytest.approx(expected.tolist())
+    for name, one in zip(("one", "two"), items, strict=True):
+        assert state.volume_scores[name] == class_evaluated(one).metrics
+
+
+def test_a_volume_of_background_has_no_scores_of_its_own_and_counts_all_the_same() -> None:
+    truth = np.ones(SHAPE, dtype=np.int64)
+    items = class_item(truth, truth, "mito"), class_item(0 * truth, truth, "background")
+    state = class_evaluated(*items)
+    assert state.volume_scores["background"] == {}
+    assert state.metrics["dice"] == pytest.approx(2 / 3)
+    assert class_evaluated(items[0]).metrics["dice"] == 1
+
+
+@pytest.mark.parametrize("name", ["dice", "iou", "dice_mito", "iou_mito"])
+def test_any_score_of_classes_may_be_the_key(name: str) -> None:
+    key = chosen_key(name, keys_of_classes(NAMES))
+    score = ClassScore(NAMES, key)
+    truth = np.random.default_rng(0).integers(0, 2, SHAPE)
+    score.update([class_item(truth, truth[::-1].copy())])
+    assert 0 < score.compute() == score.scores()[name] < 1
+    assert key.better(0.8, 0.7)
+
+
+def test_a_key_that_the_truth_gives_no_score_for_is_said() -> None:
+    key = chosen_key("dice_er", keys_of_classes(NAMES))
+    truth = np.ones(SHAPE, dtype=np.int64)
+    with pytest.raises(InputError, match=r"'dice_er', but .* choose one of dice, iou, dice_mito"):
+        class_evaluated(class_item(truth, truth), key=key)
 
 
 def test_a_perfect_class_prediction_scores_one_and_unknown_voxels_do_not_count() -> None:
@@ -196,7 +301,13 @@ def test_truth_without_classes_is_said() -> None:
 # --- which score, and its direction ---
 
 
-@pytest.mark.parametrize(("key", "new", "best"), [(VOI, 0.5, 0.6), (DICE, 0.6, 0.5)])
+@pytest.mark.parametrize(
+    ("key", "new", "best"),
+    [
+        *((key, 0.5, 0.6) for key in OF_OBJECTS),
+        *((key, 0.6, 0.5) for key in keys_of_classes(NAMES)),
+    ],
+)
 def test_a_score_knows_its_direction(key: KeyMetric, new: float, best: float) -> None:
     assert key.better(new, best) and not key.better(best, new) and not key.better(new, new)
     assert key.better(0.0, key.worst) and not key.better(key.worst, 0.0)
@@ -210,3 +321,11 @@ def test_what_is_predicted_decides_the_score() -> None:
         segments = validation_score(ChannelLayout(4), SEGMENTER, [{}], volumes, dimensions)
         assert isinstance(segments, SegmentationScore) and segments.key is VOI
         assert segments.per_section is (dimensions == 2)
+    for layout, name in ((ChannelLayout(4), "voi_merge"), (ChannelLayout(0, 0, 3), "iou_er")):
+        assert validation_score(layout, SEGMENTER, [{}], volumes, 3, name).key.name == name
+    with pytest.raises(InputError, match=r"one of voi, voi_split, .*, cremi, got 'dice'"):
+        validation_score(ChannelLayout(4), SEGMENTER, [{}], volumes, 3, "dice")
+    with pytest.raises(InputError, match=r"one of dice, iou, dice_mito, .*, iou_er, got 'voi'"):
+        validation_score(ChannelLayout(0, 0, 3), SEGMENTER, [{}], volumes, 3, "voi")
+    with pytest.raises(InputError, match="segmentation_grid must name at least one"):
+        validation_score(ChannelLayout(4), SEGMENTER, [], volumes)

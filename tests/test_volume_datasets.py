@@ -20,6 +20,7 @@ from custom.volume_datasets import (
     RawVolumeDataset,
     dataset_spec,
     inference_dataset,
+    validation_dataset,
 )
 from tests.features import cached
 from tests.test_datasets import (
@@ -192,3 +193,31 @@ def test_labels_in_which_no_class_counts_are_said_before_the_first_step(
     if not hidden:
         CachedVolumeDataset([volume], False, plain)
     CachedVolumeDataset([volume], False)  # objects are not asked for
+
+
+class TestValidation:
+    """A network is scored on the volumes whose labels count somewhere."""
+
+    def volumes(self, cache_dir: Path) -> tuple[Any, Any, Any]:
+        """One with labels, one whose labels count nowhere, one without."""
+        labelled, hidden = open_cache(cache_dir, "training")[:2]
+        (bare,) = open_cache(cache_dir, "validation")
+
+        def nothing(roi: Roi) -> Any:
+            return np.ones(tuple(roi.shape), np.uint32), np.zeros(tuple(roi.shape), np.bool_)
+
+        hidden.read_labels = nothing  # type: ignore[method-assign]
+        return labelled, hidden, bare
+
+    def test_volumes_without_labels_that_count_are_left_out(
+        self, cache_dir: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        labelled, hidden, bare = volumes = self.volumes(cache_dir)
+        with caplog.at_level("WARNING", "custom"):
+            assert validation_dataset(volumes).volumes == [labelled]
+        assert f"not scored: {hidden.id}, {bare.id}" in caplog.text
+
+    def test_none_with_labels_that_count_is_said(self, cache_dir: Path) -> None:
+        _, hidden, bare = self.volumes(cache_dir)
+        with pytest.raises(InputError, match=f"volumes '{hidden.id}', '{bare.id}' has labels"):
+            validation_dataset([hidden, bare])

@@ -106,6 +106,10 @@ def test_the_model_tells_what_it_was_made_with(finished: Path) -> None:
     assert described["split"]["validation"] == [
         {"id": "synthetic-validation", "offset": [0, 45, 0], "shape": [24, 19, 32]}
     ]
+    (scored,) = described["volume_scores"].items()
+    assert scored == ("synthetic-validation", described["validation"])
+    (entry,) = (e for e in history(finished) if e["epoch"] == described["epoch"])
+    assert entry["volume_scores"] == described["volume_scores"]
     assert described["segmentation"] in tiny.TRAINING["segmentation_grid"]  # type: ignore[operator]
 
 
