@@ -10,8 +10,10 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LRScheduler
 
+from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.files import replacing
+from custom.json_fields import whole_number
 
 logger = logging.getLogger(__name__)
 
@@ -53,33 +55,88 @@ class SchedulePosition:
 
 
 class TrainingCheckpoint:
-    """Everything that training needs to go on, in one file, written at the end of every epoch.
+    """Everything that training needs to go on, in one file.
 
-    It is written at the start of a new training too: a ``model.pt`` without it beside it is the
-    result of another training, and is not overwritten.
+    It is written at the start of a new training, too: a ``model.pt`` without it beside it is the
+    result of another training, and is not overwritten. Then, while an epoch runs::
+
+        |---s---s---s---s-|s vvv s|---s---s---s---s-|s|---    |: epoch, s: saved, v: validation
 
     Args:
         path: of the file.
         parts: by name, what is saved and restored: network, optimizer, schedule, history, best
             model.
+        interval: batches between two saves inside an epoch; None: it is saved at the ends alone.
+        accumulation_steps: batches that make one step of the optimizer; the file is written only
+            between two steps.
+        val_interval: epochs between validations, before which the file is written, too.
+
+    Raises:
+        InputError: the interval is no whole number from 1 on.
     """
 
-    def __init__(self, path: str, parts: Mapping[str, Stateful]) -> None:
+    def __init__(
+        self,
+        path: str,
+        parts: Mapping[str, Stateful],
+        interval: int | None = None,
+        accumulation_steps: int = 1,
+        val_interval: int = 1,
+    ) -> None:
         self.path = Path(path)
         self.parts = parts
+        self.interval = None if interval is None else whole_number(interval, 1, "save_interval")
+        self.accumulation_steps = accumulation_steps
+        self.val_interval = val_interval
+        self._saved = 0
 
     def attach(self, engine: Engine) -> None:
-        """Save at the start and after every epoch."""
-        engine.add_event_handler(Events.STARTED, self)
+        """Save inside epochs and at their ends."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_batch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Save."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        save_atomically({"epoch": engine.state.epoch, **state}, self.path)
+        """Save at the end of an epoch, when all is done that belongs to it."""
+        self.save(engine, engine.state.epoch)
 
-    def resume(self, engine: Engine, iterations_per_epoch: int) -> None:
-        """Restore all parts and the engine's epoch, if there is a checkpoint.
+    def _after_batch(self, engine: Engine) -> None:
+        state, since = engine.state, engine.state.iteration - self._saved
+        due = self.interval is not None and since >= self.interval
+        if self._last_of_epoch(engine):
+            due = state.epoch % self.val_interval == 0 or state.epoch == state.max_epochs
+        if due and self.between_steps(engine):
+            self.save(engine, state.epoch - 1)
+
+    def between_steps(self, engine: Engine) -> bool:
+        """Whether the optimizer has made its step of the last batch, so that all can be saved."""
+        done = _batches_of_epoch(engine)
+        return done % self.accumulation_steps == 0 or self._last_of_epoch(engine)
+
+    def _last_of_epoch(self, engine: Engine) -> bool:
+        return _batches_of_epoch(engine) == engine.state.epoch_length
+
+    def save(self, engine: Engine, epochs: int) -> None:
+        """Write the file, in the process that writes.
+
+        Args:
+            engine: the trainer.
+            epochs: that have come to their end, validation and all.
+        """
+        self._saved = engine.state.iteration
+        if not is_writer():
+            return
+        position = {"epoch": epochs, "iteration": engine.state.iteration}
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        save_atomically(
+            {**position, "iterations_per_epoch": engine.state.epoch_length, **state}, self.path
+        )
+
+    def resume(self, engine: Engine, iterations_per_epoch: int) -> int:
+        """Restore all parts and the engine's position, if there is a checkpoint; else write one.
+
+        Returns:
+            Batches that the epoch under way has had already. If these are all, the end of that
+            epoch is still to come, though the engine counts it as done.
 
         Raises:
             InputError: the file is not such a checkpoint, or of another network; there is none, but
@@ -87,8 +144,19 @@ class TrainingCheckpoint:
         """
         if not self.path.exists():
             self._refuse_other_model()
-            return
+            self.save(engine, 0)
+            return 0
         state = load_checkpoint(self.path)
+        self._restore(state)
+        epochs, batches = state["epoch"], self._batches_since(state, iterations_per_epoch)
+        engine.state.epoch = epochs + batches // iterations_per_epoch
+        engine.state.iteration = self._saved = epochs * iterations_per_epoch + batches
+        logger.info(
+            "going on after epoch %d, batch %d of the next, from %s", epochs, batches, self.path
+        )
+        return batches
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
         for name, part in self.parts.items():
             try:
                 part.load_state_dict(state[name])
@@ -98,9 +166,19 @@ class TrainingCheckpoint:
                     f"({name}: {first_mismatch(error)}): go back to the one it was made with, or "
                     f"choose another model_dir to train anew."
                 ) from error
-        engine.state.epoch = state["epoch"]
-        engine.state.iteration = state["epoch"] * iterations_per_epoch
-        logger.info("going on after epoch %d from %s", state["epoch"], self.path)
+
+    def _batches_since(self, state: Mapping[str, Any], iterations_per_epoch: int) -> int:
+        """Batches of the epoch that was under way; it begins anew where epochs are others now."""
+        before = state.get("iterations_per_epoch") or iterations_per_epoch
+        batches = int(state.get("iteration", state["epoch"] * before) - state["epoch"] * before)
+        if before == iterations_per_epoch or not batches:
+            return batches
+        logger.warning(
+            "an epoch has %d batches now, not %d: the one under way begins anew",
+            iterations_per_epoch,
+            before,
+        )
+        return 0
 
     def _refuse_other_model(self) -> None:
         model = self.path.with_name("model.pt")
@@ -150,3 +228,9 @@ def state_bytes(state: Mapping[str, Any]) -> bytes:
     content = io.BytesIO()
     torch.save(dict(state), content)
     return content.getvalue()
+
+
+def _batches_of_epoch(engine: Engine) -> int:
+    """Batches that the running epoch has had."""
+    state: Any = engine.state
+    return int(state.iteration - (state.epoch - 1) * state.epoch_length)

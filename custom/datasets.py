@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -294,7 +295,19 @@ class CropSampler(DistributedSampler[int]):
             shuffle=False,
         )
         self.epoch = 1
+        self._begin = (1, 0)
+
+    def begin_at(self, epoch: int, samples: int) -> None:
+        """Leave out the first samples of an epoch, which a run that was stopped has taken.
+
+        Args:
+            epoch: from 1 on; all others are whole.
+            samples: of this process.
+        """
+        self._begin = (epoch, samples)
 
     def __iter__(self) -> Any:
         base = (self.epoch - 1) * len(self.dataset)  # type: ignore[arg-type]  # torch types Dataset without a length
-        return (base + index for index in super().__iter__())
+        epoch, samples = self._begin
+        numbers = islice(super().__iter__(), samples if epoch == self.epoch else 0, None)
+        return (base + index for index in numbers)

@@ -77,12 +77,14 @@ class History:
         write_atomically(self.path, json.dumps(self.entries, indent=1).encode())
 
     def state_dict(self) -> dict[str, Any]:
-        """Entries so far, for the checkpoint."""
-        return {"entries": self.entries}
+        """Entries so far, and the sums of the epoch under way, for the checkpoint."""
+        return {"entries": self.entries, "sums": dict(self._sums), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Entries of the run that is taken up."""
+        """Entries and sums of the run that is taken up."""
         self.entries = list(state["entries"])
+        self._sums = defaultdict(float, state.get("sums", {}))
+        self._steps = state.get("steps", 0)
 
 
 def last_loss(engine: Engine) -> float:

@@ -11,6 +11,8 @@ from monai.engines import SupervisedTrainer
 
 from custom.checkpoints import TrainingCheckpoint
 from custom.crop_check import refuse_crop_size
+from custom.datasets import CropSampler
+from custom.distributed import rank
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
@@ -36,11 +38,12 @@ class TrainingSession:
         trainer: MONAI's, with its validation handler.
         history: attached here, so that it sees an epoch's validation.
         checkpoint: restores and saves; attached here, after everything that it saves.
-        iterations_per_epoch: steps of an epoch.
+        iterations_per_epoch: batches of an epoch.
         crop_size: (D, H, W) that the network is to be trained on.
-        batch_size: crops per step.
-        seed: of dropout, which is drawn anew from it and the epoch's number as every epoch begins:
-            a training that is taken up draws what it would have drawn.
+        batch_size: crops per batch.
+        seed: of dropout, which is drawn anew from it, the process and the batch's number before
+            every batch: a training that is taken up draws what it would have drawn.
+        sampler: of the trainer's data, which leaves out what an epoch under way has had.
     """
 
     def __init__(
@@ -52,38 +55,66 @@ class TrainingSession:
         crop_size: Sequence[int],
         batch_size: int,
         seed: int = 0,
+        sampler: CropSampler | None = None,
     ) -> None:
         self.trainer = trainer
         self.seed = seed
-        trainer.add_event_handler(Events.EPOCH_STARTED, self._seed_epoch)
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._seed_batch)
         history.attach(trainer)
         checkpoint.attach(trainer)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
         self.crop_size, self.batch_size = crop_size, batch_size
+        self.sampler = sampler
 
-    def _seed_epoch(self, engine: Engine) -> None:
-        (state,) = np.random.SeedSequence((self.seed, engine.state.epoch)).generate_state(1)
-        torch.manual_seed(int(state))
+    def _seed_batch(self, engine: Engine) -> None:
+        sequence = np.random.SeedSequence((self.seed, rank(), engine.state.iteration))
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def run(self) -> None:
         """Train; a finished training is left as it is.
 
         Raises:
-            InputError: the network cannot take the crops; the checkpoint does not fit.
+            InputError: the network cannot take the crops; the checkpoint does not fit, or has been
+                trained for more epochs.
         """
         refuse_crop_size(self.trainer.network, self.crop_size, self.batch_size)
-        self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
+        batches = self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
+        ending = batches == self.iterations_per_epoch
+        self._refuse_fewer_epochs(batches)
         state = self.trainer.state
-        if state.epoch >= state.max_epochs:
+        if state.epoch < state.max_epochs:
+            if ending:
+                self.trainer.add_event_handler(Events.STARTED, _end_epoch)
+            elif self.sampler is not None:
+                self.sampler.begin_at(state.epoch + 1, batches * self.batch_size)
+            self.trainer.run()
+        elif ending:  # ignite would begin anew
+            for event in (Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+                self.trainer.fire_event(event)
+        else:
             logger.info(
                 "%s has been trained for %d epochs already; raise epochs (%d) to go on",
                 self.checkpoint.path.parent,
                 state.epoch,
                 state.max_epochs,
             )
+
+    def _refuse_fewer_epochs(self, batches: int) -> None:
+        state = self.trainer.state
+        begun = batches % self.iterations_per_epoch
+        if state.epoch + (begun > 0) <= state.max_epochs:
             return
-        self.trainer.run()
+        more = f" and {begun} batches of the next" if begun else ""
+        raise InputError(
+            f"epochs is {state.max_epochs}, but '{self.checkpoint.path}' has been trained for "
+            f"{state.epoch}{more}: raise epochs, or choose another model_dir to train anew."
+        )
+
+
+def _end_epoch(engine: Engine) -> None:
+    """What comes after an epoch's last batch, for a run that was stopped before it."""
+    engine.fire_event(Events.EPOCH_COMPLETED)
 
 
 def training_volumes(

@@ -339,13 +339,13 @@ class Numbers(CropDataset):
         return {"image": torch.full((1, 2, 2, 2), float(number)), "label": torch.zeros(1, 2, 2, 2)}
 
 
-def train(dataset: Numbers, epochs: Sequence[int]) -> list[int]:
-    """Numbers that MONAI's trainer asks for in these epochs, resumed before the first."""
-    network = nn.Conv3d(1, 1, 1)
+def train(dataset: Numbers, epochs: Sequence[int], batches: int = 0) -> list[int]:
+    """Numbers that MONAI's trainer asks for in these epochs, resumed in the first."""
+    network, sampler = nn.Conv3d(1, 1, 1), CropSampler(dataset)
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=epochs[-1],
-        train_data_loader=DataLoader(dataset, batch_size=2, sampler=CropSampler(dataset)),
+        train_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), 0.0),
         loss_function=nn.MSELoss(),
@@ -353,7 +353,8 @@ def train(dataset: Numbers, epochs: Sequence[int]) -> list[int]:
         decollate=False,
     )
     trainer.state.epoch = epochs[0] - 1
-    trainer.state.iteration = (epochs[0] - 1) * 3
+    trainer.state.iteration = (epochs[0] - 1) * 3 + batches
+    sampler.begin_at(epochs[0], 2 * batches)
     dataset.asked = []
     trainer.run()
     return dataset.asked
@@ -364,6 +365,8 @@ def test_epochs_go_on_where_the_last_one_ended_and_so_does_a_resumed_run(cache_d
     uninterrupted = train(dataset, (1, 2, 3))
     assert uninterrupted == list(range(18))
     assert train(dataset, (1,)) + train(dataset, (2, 3)) == uninterrupted
+    for batches in (1, 2):  # inside the second epoch
+        assert train(dataset, (2, 3), batches) == uninterrupted[6 + 2 * batches :]
 
 
 def test_a_sampler_alone_starts_at_the_first_epoch(cache_dir: Path) -> None:

@@ -3,50 +3,65 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from custom.checkpoints import TrainingCheckpoint, save_atomically
+from custom.checkpoints import TrainingCheckpoint, load_checkpoint, save_atomically
 from custom.errors import InputError
 from custom.training import TrainingSession, training_volumes
 
+LENGTH = 3  # batches of an epoch
 
-class Counter:
-    """A part that counts epochs."""
+
+class Log:
+    """A part that writes down every batch with what it draws, and every end of an epoch."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.lines: list[str] = []
 
-    def state_dict(self) -> dict[str, int]:
-        return {"count": self.count}
+    def state_dict(self) -> dict[str, list[str]]:
+        return {"lines": list(self.lines)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.count = state["count"]
+    def load_state_dict(self, state: dict[str, list[str]]) -> None:
+        self.lines = list(state["lines"])
 
 
 class Trainer(Engine):
-    """Two steps per epoch; counts its epochs, and may stop before one."""
+    """Draws a number per batch; may be stopped, ``stop`` calls of its handlers after the start."""
 
-    def __init__(self, epochs: int, stop_before: int = 0) -> None:
-        super().__init__(lambda engine, batch: None)
-        self.counter = Counter()
+    def __init__(self, epochs: int, stop: int = 1000) -> None:
+        super().__init__(self._batch)
+        self.log = Log()
         self.network = nn.Identity()
         self.state.max_epochs = epochs
-        self.stop_before = stop_before
-        self.seen: list[int] = []
-        self.add_event_handler(Events.EPOCH_STARTED, self._stop)
-        self.add_event_handler(Events.EPOCH_COMPLETED, self._count)
+        self.calls, self.stop = 0, stop
+        self.begun_at: int | None = None
+        self.add_event_handler(Events.EPOCH_STARTED, self._tick)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._tick)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._end)
 
-    def _stop(self, engine: Engine) -> None:
-        if engine.state.epoch == self.stop_before:
+    def stops_after(self) -> None:
+        """Count what comes after the handlers that are there already, too."""
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._tick)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._tick)
+
+    def _batch(self, engine: Engine, batch: int) -> None:
+        if self.begun_at is None:
+            self.begun_at = engine.state.iteration
+        self.log.lines.append(f"{engine.state.iteration}: {torch.rand(()).item()}")
+
+    def _end(self, engine: Engine) -> None:
+        self._tick(engine)
+        self.log.lines.append(f"end of {engine.state.epoch}")
+
+    def _tick(self, engine: Engine) -> None:
+        self.calls += 1
+        if self.calls == self.stop:
             raise KeyboardInterrupt
 
-    def _count(self, engine: Engine) -> None:
-        self.counter.count += 1
-        self.seen.append(engine.state.epoch)
-
     def run(self) -> Any:  # type: ignore[override]  # as MONAI's
-        return super().run([0, 1], max_epochs=self.state.max_epochs)
+        return super().run(list(range(LENGTH)), max_epochs=self.state.max_epochs)
 
 
 class NoHistory:
@@ -56,52 +71,118 @@ class NoHistory:
         pass
 
 
-def session(folder: Path, trainer: Trainer) -> TrainingSession:
-    checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"counter": trainer.counter})
-    return TrainingSession(trainer, NoHistory(), checkpoint, 2, (4, 4, 4), 1)  # type: ignore[arg-type]
+def session(folder: Path, trainer: Trainer, **settings: Any) -> TrainingSession:
+    checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"log": trainer.log}, **settings)
+    made = TrainingSession(trainer, NoHistory(), checkpoint, LENGTH, (4, 4, 4), 1)  # type: ignore[arg-type]
+    trainer.stops_after()
+    return made
 
 
-@pytest.mark.parametrize("stop_before", [1, 2, 3])
-def test_an_interrupted_training_goes_on_where_it_stood(tmp_path: Path, stop_before: int) -> None:
+def trained(folder: Path, epochs: int = 3, stop: int = 1000, **settings: Any) -> Trainer:
+    trainer = Trainer(epochs, stop)
+    session(folder, trainer, **settings).run()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"interval": 1},
+        {"interval": 2, "val_interval": 2},
+        {"interval": 1, "accumulation_steps": 2},
+    ],
+    ids=["ends", "every batch", "every second", "two batches a step"],
+)
+def test_a_training_stopped_at_any_moment_ends_like_one_that_was_not(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    whole = trained(tmp_path / "whole", **settings)
+    assert len(whole.log.lines) == 3 * (LENGTH + 1)
+    assert len({line.split()[-1] for line in whole.log.lines if ":" in line}) == 3 * LENGTH
+    for stop in range(1, whole.calls + 1):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / str(stop), stop=stop, **settings)
+        assert trained(tmp_path / str(stop), **settings).log.lines == whole.log.lines, stop
+
+
+@pytest.mark.parametrize(
+    ("settings", "begins"),
+    [
+        ({}, [1, 1, 1, 4]),
+        ({"interval": 1}, [1, 2, 3, 4]),
+        ({"interval": 2}, [1, 1, 3, 4]),
+        ({"interval": 1, "accumulation_steps": 2}, [1, 1, 3, 4]),
+    ],
+    ids=["ends", "every batch", "every second", "two batches a step"],
+)
+def test_no_more_is_lost_than_the_batches_since_the_last_save(
+    tmp_path: Path, settings: dict[str, Any], begins: list[int]
+) -> None:
+    for lost, begin in enumerate(begins):  # stopped after the batches 0, 1, 2, 3
+        folder = tmp_path / str(lost)
+        with pytest.raises(KeyboardInterrupt):
+            trained(folder, stop=1 + 2 * lost, **settings)
+        assert trained(folder, **settings).begun_at == begin
+
+
+def test_what_is_left_of_the_last_epoch_is_its_end_alone(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", epochs=1)
     with pytest.raises(KeyboardInterrupt):
-        session(tmp_path, Trainer(3, stop_before)).run()
-    trainer = Trainer(3)
-    session(tmp_path, trainer).run()
-    assert trainer.seen == list(range(stop_before, 4))
-    assert (trainer.counter.count, trainer.state.iteration) == (3, 6)
+        trained(tmp_path / "cut", epochs=1, stop=1 + 2 * LENGTH + 1)
+    assert load_checkpoint(tmp_path / "cut" / "last.pt")["epoch"] == 0
+    again = trained(tmp_path / "cut", epochs=1)
+    assert (again.begun_at, again.log.lines) == (None, whole.log.lines)
+    assert load_checkpoint(tmp_path / "cut" / "last.pt")["epoch"] == 1
 
 
 def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
-    session(tmp_path, Trainer(3)).run()
+    trained(tmp_path)
     before = (tmp_path / "last.pt").stat().st_mtime_ns
-    trainer = Trainer(3)
-    session(tmp_path, trainer).run()
-    assert trainer.seen == []
+    assert trained(tmp_path).begun_at is None
     assert (tmp_path / "last.pt").stat().st_mtime_ns == before
 
 
 def test_more_epochs_are_run_after_those_that_were(tmp_path: Path) -> None:
-    session(tmp_path, Trainer(3)).run()
-    trainer = Trainer(5)
-    session(tmp_path, trainer).run()
-    assert trainer.seen == [4, 5]
+    trained(tmp_path)
+    assert trained(tmp_path, epochs=5).begun_at == 3 * LENGTH + 1
+
+
+def test_fewer_epochs_than_were_trained_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, stop=1 + 2 * LENGTH + 2 + 1 + 2, interval=1)  # one batch of the second
+    with pytest.raises(InputError, match=r"epochs is 1, but .* for 1 and 1 batches of the next: "):
+        trained(tmp_path, epochs=1)
+    trained(tmp_path)
+    with pytest.raises(InputError, match=r"epochs is 2, but '.*last\.pt' has been trained for 3: "):
+        trained(tmp_path, epochs=2)
+
+
+def test_epochs_of_another_length_begin_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, stop=1 + 2 * LENGTH + 2 + 1 + 2, interval=1)
+    monkeypatch.setattr("tests.test_training.LENGTH", LENGTH + 1)
+    assert trained(tmp_path).begun_at == LENGTH + 1
+    assert "4 batches now, not 3: the one under way begins anew" in caplog.text
 
 
 def test_another_trainings_model_is_refused_and_our_own_is_not(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"years")
     with pytest.raises(InputError, match=r"holds model\.pt, but no last\.pt"):
-        session(tmp_path, Trainer(3)).run()
+        trained(tmp_path)
     (tmp_path / "model.pt").unlink()
     with pytest.raises(KeyboardInterrupt):
-        session(tmp_path, Trainer(3, stop_before=1)).run()
+        trained(tmp_path, stop=1)
     (tmp_path / "model.pt").write_bytes(b"ours, and then the process was killed")
-    session(tmp_path, Trainer(3)).run()
+    trained(tmp_path)
 
 
 def test_a_checkpoint_without_a_part_is_refused(tmp_path: Path) -> None:
     save_atomically({"epoch": 1, "other": {}}, tmp_path / "last.pt")
-    with pytest.raises(InputError, match=r"last\.pt' does not fit this configuration \(counter: "):
-        session(tmp_path, Trainer(3)).run()
+    with pytest.raises(InputError, match=r"last\.pt' does not fit this configuration \(log: "):
+        trained(tmp_path)
 
 
 # --- volumes ---
