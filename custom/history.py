@@ -1,7 +1,6 @@
 """What a training has come to, epoch by epoch."""
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,22 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from custom.distributed import is_writer
 from custom.files import write_atomically
+from custom.step_values import StepMeans, step_values
 from custom.tensorboard import TensorBoard
 
 
 class History:
-    """One line per epoch: losses and validation scores, as JSON, in TensorBoard and in the log.
+    """One line per epoch: losses and validation scores, as JSON and in TensorBoard.
 
-    Attach to the trainer after the validation handler, so that an epoch's scores are there.
+    Only what a training that is taken up ends with, too: nothing of speed or memory. Attach to the
+    trainer after the validation handler, so that an epoch's scores are there.
 
     Args:
-        path: JSON file, a list with one mapping per epoch: ``epoch``, ``train_loss``, the loss's
-            components, ``lr``, and after a validation its scores, those of every volume as
-            ``volume_scores``.
+        path: JSON file, a list with one mapping per epoch: ``epoch``, the means of
+            ``step_values``, ``lr`` of its end, and after a validation its scores, those of every
+            volume as ``volume_scores``, and the chosen ``segmentation`` settings.
         loss: its ``components`` are logged.
         optimizer: its learning rate is logged.
         writer: TensorBoard.
@@ -43,8 +45,7 @@ class History:
         self.writer = writer
         self.evaluator = evaluator
         self.entries: list[dict[str, Any]] = []
-        self._sums: dict[str, float] = defaultdict(float)
-        self._steps = 0
+        self.means = StepMeans()
 
     def attach(self, engine: Engine) -> None:
         """Add up every step, write every epoch."""
@@ -52,42 +53,33 @@ class History:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _add(self, engine: Engine) -> None:
-        self._steps += 1
-        self._sums["train_loss"] += last_loss(engine)
-        for name, value in getattr(self.loss, "components", {}).items():
-            self._sums[f"loss_{name}"] += value.item()
+        self.means.add(step_values(engine, self.loss))
 
     def __call__(self, engine: Engine) -> None:
         """Write the epoch."""
-        epoch = engine.state.epoch
-        entry = {name: total / self._steps for name, total in self._sums.items()}
-        entry["lr"] = self.optimizer.param_groups[0]["lr"]
-        of_volumes = {}
-        if (state := self.evaluator.state).epoch == epoch:
+        entry = self.means.take() | {"lr": float(self.optimizer.param_groups[0]["lr"])}
+        state: Any = self.evaluator.state
+        validated = state.epoch == engine.state.epoch
+        if validated:
             entry |= {name: float(v) for name, v in state.metrics.items()}
-            of_volumes = {"volume_scores": getattr(state, "volume_scores", {})}
-        self.writer.add_scalars(entry, epoch)
-        self._sums.clear()
-        self._steps = 0
-        self.entries.append({"epoch": epoch, **entry, **of_volumes})
+        self.writer.add_scalars(entry, engine.state.iteration)
+        described = {"epoch": engine.state.epoch, **entry}
+        if validated:
+            kept = ("volume_scores", "segmentation")
+            described |= {name: getattr(state, name) for name in kept if hasattr(state, name)}
+        self.entries.append(described)
         self.write()
 
     def write(self) -> None:
         """Write all entries."""
-        write_atomically(self.path, json.dumps(self.entries, indent=1).encode())
+        if is_writer():
+            write_atomically(self.path, json.dumps(self.entries, indent=1).encode())
 
     def state_dict(self) -> dict[str, Any]:
-        """Entries so far, and the sums of the epoch under way, for the checkpoint."""
-        return {"entries": self.entries, "sums": dict(self._sums), "steps": self._steps}
+        """Entries so far and the sums of the epoch that has begun, for the checkpoint."""
+        return {"entries": self.entries, "means": self.means.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Entries and sums of the run that is taken up."""
         self.entries = list(state["entries"])
-        self._sums = defaultdict(float, state.get("sums", {}))
-        self._steps = state.get("steps", 0)
-
-
-def last_loss(engine: Engine) -> float:
-    """Loss of the trainer's last step."""
-    output: Any = engine.state.output
-    return float(output["loss"].detach())
+        self.means.load_state_dict(state.get("means", StepMeans().state_dict()))

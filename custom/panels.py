@@ -23,6 +23,7 @@ from custom.pictures import (
 from custom.planes import PLANES
 from custom.scores import ClassScore, Score, SegmentationScore, as_uint8, predicted_classes
 from custom.tensorboard import TensorBoard
+from custom.validation import trained_iterations
 
 
 class SlicePanel:
@@ -58,10 +59,9 @@ class SlicePanel:
 
     def __call__(self, engine: Engine) -> None:
         """Draw the panel."""
-        panel = draw_panel(self._item, self.score)
-        epoch = engine.state.epoch
-        write_atomically(self.folder / f"panel_{epoch:04d}.png", png_bytes(panel))
-        self.writer.add_image("validation", panel, epoch)
+        panel = png_bytes(draw_panel(self._item, self.score))
+        write_atomically(self.folder / f"panel_{engine.state.epoch:04d}.png", panel)
+        self.writer.add_images({"validation": panel}, trained_iterations(engine))
 
 
 def draw_panel(item: Mapping[str, Any], score: Score) -> NDArray[np.uint8]:

@@ -5,8 +5,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-from custom.history import last_loss
 from custom.scores import KeyMetric
+from custom.step_values import last_loss
 
 
 class TrainingProgress:

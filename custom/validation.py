@@ -1,5 +1,7 @@
 """When a training is validated."""
 
+from typing import Any
+
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.handlers import ValidationHandler
@@ -7,6 +9,8 @@ from monai.handlers import ValidationHandler
 
 class Validation(ValidationHandler):
     """MONAI's handler, which also validates after the last epoch, whatever the interval.
+
+    The evaluator learns the trainer's iteration, see ``trained_iterations``.
 
     Args:
         interval: epochs between validations.
@@ -23,3 +27,15 @@ class Validation(ValidationHandler):
             return epoch % self.interval == 0 or epoch == engine.state.max_epochs
 
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Validate."""
+        assert self.validator is not None  # given to the constructor
+        self.validator.state.trained_iterations = engine.state.iteration
+        super().__call__(engine)
+
+
+def trained_iterations(evaluator: Engine) -> int:
+    """The trainer's iteration when this validation began; 0 where none has trained."""
+    state: Any = evaluator.state
+    return getattr(state, "trained_iterations", 0)

@@ -62,8 +62,10 @@ def test_ci_runs_what_the_readme_tells_users() -> None:
 def test_every_run_in_the_documents_is_defined_by_its_config_and_its_options_are_keys() -> None:
     assert {name for name, _ in runs()} == {"preprocessing", "training", "inference", "evaluating"}
     for name, options in runs():
-        (first, *_) = re.findall(r"configs/(\w+)\.json", options)
-        parsed = config(first)
+        files = re.findall(r"configs/(\w+)\.json", options)
+        parsed: dict[str, Any] = {}
+        for file in files:
+            parsed |= config(file)
         assert name in parsed
         for key in re.findall(r"--([\w#]+)", options):
             assert key == "config_file" or has_key(parsed, key), f"{name}: {key}"

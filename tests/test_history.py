@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ class Loss(nn.Module):
     components: dict[str, torch.Tensor]
 
 
-def history(folder: Path, losses: list[float], valid: dict[int, float]) -> History:
-    """Two steps per epoch with these losses, and validations with these scores."""
+def history(folder: Path, losses: list[float], valid: dict[int, float], **state: Any) -> History:
+    """Two steps per epoch with these losses, and validations with these scores and this state."""
     loss, validation = Loss(), Engine(lambda engine, batch: None)
 
     def step(engine: Engine, batch: float) -> dict[str, torch.Tensor]:
@@ -34,12 +35,15 @@ def history(folder: Path, losses: list[float], valid: dict[int, float]) -> Histo
             validation.state.epoch = engine.state.epoch
             validation.state.metrics = dict.fromkeys(SCORES, valid[engine.state.epoch])
             validation.state.volume_scores = {"cube": {"voi": 0.25}}  # type: ignore[attr-defined]
+            for name, value in state.items():
+                setattr(validation.state, name, value)
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.25)
     board = TensorBoard(str(folder / "board"))
     found = History(str(folder / "history.json"), loss, optimizer, board, validation)
     found.attach(trainer)
-    trainer.run(losses, max_epochs=len(losses) // 2, epoch_length=2)
+    if losses:
+        trainer.run(losses, max_epochs=len(losses) // 2, epoch_length=2)
     return found
 
 
@@ -61,8 +65,8 @@ def test_tensorboard_shows_the_curves(tmp_path: Path) -> None:
     history(tmp_path, [1.0, 2.0, 5.0, 7.0], {2: 0.5})
     events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(1, 1.5), (2, 6.0)]
-    assert [(e.step, e.value) for e in events.Scalars("voi")] == [(2, 0.5)]
+    assert [(e.step, e.value) for e in events.Scalars("train_loss")] == [(2, 1.5), (4, 6.0)]
+    assert [(e.step, e.value) for e in events.Scalars("voi")] == [(4, 0.5)]
 
 
 def test_a_history_that_is_taken_up_goes_on(tmp_path: Path) -> None:
@@ -73,8 +77,18 @@ def test_a_history_that_is_taken_up_goes_on(tmp_path: Path) -> None:
     assert after.entries is not before["entries"]
 
 
-def test_tensorboard_writes_nothing_before_there_is_something(tmp_path: Path) -> None:
-    board = TensorBoard(str(tmp_path / "board"))
-    assert not (tmp_path / "board").exists()
-    board.add_scalars({"voi": 1.0}, 1)
-    assert (tmp_path / "board").exists()
+def test_an_epoch_that_was_taken_up_in_its_middle_has_the_mean_of_all_its_steps(
+    tmp_path: Path,
+) -> None:
+    before = history(tmp_path, [], {})
+    before.means.add({"train_loss": 4.0})
+    after = history(tmp_path, [], {})
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    after.means.add({"train_loss": 1.0})
+    assert after.means.take() == {"train_loss": 2.5}
+
+
+def test_the_chosen_settings_are_kept(tmp_path: Path) -> None:
+    first, second = history(tmp_path, [1.0] * 4, {1: 0.5}, segmentation={"bias": -0.5}).entries
+    assert first["segmentation"] == {"bias": -0.5}
+    assert "segmentation" not in second

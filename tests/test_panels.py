@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def panel(folder: Path) -> NDArray[np.uint8]:
 def test_a_panel_shows_the_first_volume_in_three_planes(tmp_path: Path) -> None:
     score = SegmentationScore(SEGMENTER, [{}])
     board = TensorBoard(str(tmp_path / "board"))
-    engine = evaluator(SlicePanel(str(tmp_path), board, score), score=score)
+    engine: Any = evaluator(SlicePanel(str(tmp_path), board, score), score=score)
     first, second = item(truth(), predicted(truth())), item(truth(9), predicted(truth(9)))
     engine.run([[first], [second]])
     both = panel(tmp_path)
@@ -33,9 +34,11 @@ def test_a_panel_shows_the_first_volume_in_three_planes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(both, panel(tmp_path))
     engine.run([[second]])
     assert (both != panel(tmp_path)).any()
-    events = EventAccumulator(str(tmp_path / "board"))
+    engine.state.trained_iterations = 7
+    engine.run([[first]])
+    events = EventAccumulator(str(tmp_path / "board" / "pictures"))
     events.Reload()
-    assert [e.step for e in events.Images("validation")] == [1, 1, 1]
+    assert [e.step for e in events.Images("validation")] == [0, 0, 0, 7]
 
 
 def columns(sheet: NDArray[np.uint8], number: int) -> list[NDArray[np.uint8]]:

@@ -5,7 +5,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from custom.validation import Validation
+from custom.validation import Validation, trained_iterations
 
 
 @pytest.mark.parametrize(
@@ -16,9 +16,14 @@ def test_the_last_epoch_is_validated_whatever_the_interval(
 ) -> None:
     data = DataLoader([{"image": torch.zeros(1), "label": torch.zeros(1)}])  # type: ignore[arg-type]
     evaluator = SupervisedEvaluator("cpu", data, nn.Identity(), decollate=False)
-    seen: list[int] = []
-    evaluator.add_event_handler(Events.COMPLETED, lambda engine: seen.append(engine.state.epoch))
+    seen: list[tuple[int, int]] = []
+    assert trained_iterations(evaluator) == 0
+
+    def see(engine: Engine) -> None:
+        seen.append((engine.state.epoch, trained_iterations(engine)))
+
+    evaluator.add_event_handler(Events.COMPLETED, see)
     trainer = Engine(lambda engine, batch: None)
     Validation(interval, evaluator).attach(trainer)
-    trainer.run([0], max_epochs=5)
-    assert seen == epochs
+    trainer.run([0, 1], max_epochs=5)
+    assert seen == [(epoch, 2 * epoch) for epoch in epochs]
