@@ -1,6 +1,7 @@
 """The processes of a run; without torchrun it is alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,18 @@ def gathered(values: Sequence[Value]) -> list[Value]:
     parts: list[Any] = [None] * world_size()
     distributed.all_gather_object(parts, list(values))
     return [value for part in parts for value in part]
+
+
+def collected(mine: Mapping[str, Value]) -> dict[str, Value]:
+    """What all processes have by name; every process calls it.
+
+    In the order in which names were dealt out, one to each process in turn. A name that several
+    have is there once.
+    """
+    if world_size() == 1:
+        return dict(mine)
+    turns = zip_longest(*gathered([list(mine.items())]))
+    return dict(item for turn in turns for item in turn if item is not None)
 
 
 def total(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 SIZE = 2
+PRELOADED = ["tests.processes", "tests.test_scores", "custom.losses", "custom.datasets"]
 
 
 def in_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -21,7 +22,7 @@ def in_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         arguments: the same for both.
     """
     context = get_context("forkserver")  # modules are imported once for all calls
-    context.set_forkserver_preload(["tests.processes", "custom.losses"])
+    context.set_forkserver_preload(PRELOADED)
     with TemporaryDirectory() as folder, ProcessPoolExecutor(SIZE, context) as pool:
         store = str(Path(folder) / "store")
         calls = [pool.submit(_called, function, rank, store, arguments) for rank in range(SIZE)]

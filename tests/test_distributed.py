@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from custom.channels import ChannelLayout
 from custom.class_losses import ClassLoss, ClassTverskyLoss
 from custom.datasets import CropSampler
 from custom.distributed import any_rank, gathered, is_writer, joint, rank, total, world_size
 from custom.losses import AffinityLoss, AffinityTverskyLoss, LsdLoss, SumOfLosses
+from custom.scores import ClassScore, SegmentationScore, VolumeScore
+from tests import test_scores as scored
 from tests.processes import in_two
 
 # --- a process alone ---
@@ -203,3 +205,63 @@ def test_parallel_networks_have_the_gradient_of_one() -> None:
     expected = gradient_of(SAMPLES, together=False)
     for found in in_two(gradients_of_halves):
         assert found == pytest.approx(expected, rel=1e-10)
+
+
+# --- validation ---
+
+
+def volumes(count: int) -> list[dict[str, Any]]:
+    """Volumes with predictions that are wrong in different places."""
+    return [
+        scored.item(scored.truth(), scored.predicted(scored.truth(4 + i)), f"volume {i}")
+        for i in range(count)
+    ]
+
+
+def class_volumes(count: int) -> list[dict[str, Any]]:
+    truths = [np.arange(24).reshape(2, 3, 4) % (2 + i) for i in range(count)]
+    return [
+        scored.class_item(t % 3, (t + 1) // 2 % 3) | {"id": f"volume {i}"}
+        for i, t in enumerate(truths)
+    ]
+
+
+def validated(kind: str, count: int) -> dict[str, Any]:
+    """State of an engine that has been through this process's share of the volumes."""
+    score: VolumeScore = ClassScore(["background", "a", "b"])
+    items = class_volumes(count)
+    if kind == "segments":
+        score, items = SegmentationScore(scored.SEGMENTER, [{}, {"bias": -0.2}]), volumes(count)
+    alone = range(count) if world_size() == 1 else None
+    mine = alone or DistributedSampler(items, shuffle=False)  # type: ignore[arg-type]
+    engine = scored.evaluator()
+    score.attach(engine, score.key.name)
+    engine.run([[items[i]] for i in mine])
+    state: Any = engine.state
+    setting = getattr(state, "segmentation", None)
+    return {"metrics": state.metrics, "volumes": state.volume_scores, "setting": setting}
+
+
+def all_validated() -> dict[tuple[str, int], dict[str, Any]]:
+    return {(kind, count): validated(kind, count) for kind in KINDS for count in COUNTS}
+
+
+KINDS, COUNTS = ("segments", "classes"), (1, 2, 3, 5)
+
+
+@pytest.fixture(scope="module")
+def shared_out() -> list[dict[tuple[str, int], dict[str, Any]]]:
+    return in_two(all_validated)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_process_has_the_scores_of_all_volumes(
+    shared_out: list[dict[tuple[str, int], dict[str, Any]]], kind: str, count: int
+) -> None:
+    """Also where they cannot be shared out evenly, and where there are fewer than processes."""
+    expected = validated(kind, count)
+    assert len(expected["volumes"]) == count
+    for found in shared_out:
+        assert found[kind, count] == expected
+        assert list(found[kind, count]["volumes"]) == list(expected["volumes"])
