@@ -14,6 +14,7 @@ from funlib.geometry import Roi
 from numpy.typing import NDArray
 from torch import Tensor
 
+from custom.distributed import gathered, is_writer
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.json_fields import hint, read_object
@@ -43,7 +44,7 @@ def class_balance(
 
     "measured" counts every voxel of the training volumes that a target counts at, once: the result
     is kept in a file and taken from there as long as volumes and targets are the same, so a run
-    that is taken up has the weights that it began with.
+    that is taken up has the weights that it began with. One process counts for all.
 
     - Affinities: negatives / positives of each offset, between 0.01 and 100.
     - Classes: n / (N n_c) of n voxels, N classes and n_c voxels of the class, between 0.01 and 100,
@@ -69,8 +70,16 @@ def class_balance(
             f"class_balance must be null, '{MEASURED}' or a list of weights, got "
             f"{wanted!r}{hint(wanted, [MEASURED])}"
         )
+    mine = [_measured(volumes, targets, Path(path))] if is_writer() else []
+    return gathered(mine)[0]
+
+
+def _measured(
+    volumes: Sequence[FeatureVolume], targets: TargetSettings, path: Path
+) -> Sequence[float]:
+    """Weights from the file, or from the volumes and then in the file."""
     basis = _basis(volumes, targets)
-    found = _stored(Path(path), basis)
+    found = _stored(path, basis)
     if found is None:
         found = measured_weights(count_answers(volumes, targets))
         content = {"measured_on": basis, "weights": found}

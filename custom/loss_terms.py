@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.channels import ChannelLayout
+from custom.distributed import joint
 from custom.errors import InputError
 
 NEEDED_OUTPUT = {
@@ -24,7 +25,8 @@ class LossTerm(nn.Module, ABC):
 
     What is masked out contributes exactly 0 to the value and to the gradient, even where prediction
     or target is not finite; where nothing counts, both are 0. Computed in float32, under autocast
-    too; in float64 for float64 predictions.
+    too; in float64 for float64 predictions. The batch is that of all processes together: each gets
+    the same value, see ``custom.distributed.joint``.
 
     Args:
         layout: of the channels.
@@ -76,9 +78,10 @@ class LossTerm(nn.Module, ABC):
         return valid, torch.where(valid, weight, 0.0)
 
 
-def ratio(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count``, 0 where nothing counts."""
-    return total / torch.where(count > 0, count, 1)
+def ratio(amount: Tensor, count: Tensor) -> Tensor:
+    """``amount / count``, 0 where nothing counts; each one number, summed over all processes."""
+    summed, counted = joint(torch.stack([amount, count.to(amount.dtype)])).unbind()
+    return summed / torch.where(counted > 0, counted, 1)
 
 
 def focused(each: Tensor, log_miss: Tensor, gamma: float) -> Tensor:
@@ -95,7 +98,7 @@ def focused(each: Tensor, log_miss: Tensor, gamma: float) -> Tensor:
 def tversky(
     probability: Tensor, truth: Tensor, weight: Tensor, alpha: float, beta: float, smooth: float
 ) -> Tensor:
-    """One minus the Tversky index of every channel, over the whole batch.
+    """One minus the Tversky index of every channel, over the whole batch of all processes.
 
     Args:
         probability: (B, C, D, H, W), finite.
@@ -109,9 +112,11 @@ def tversky(
         (C,).
     """
     voxels = (0, *range(2, probability.ndim))
-    both = (weight * probability * truth).sum(voxels)
+    true_positive = (weight * probability * truth).sum(voxels)
     false_positive = (weight * probability * (1 - truth)).sum(voxels)
     false_negative = (weight * (1 - probability) * truth).sum(voxels)
+    sums = joint(torch.stack([true_positive, false_positive, false_negative]))
+    both, false_positive, false_negative = sums.unbind()
     return 1 - (both + smooth) / (both + alpha * false_positive + beta * false_negative + smooth)
 
 

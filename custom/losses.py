@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from custom.channels import ChannelLayout
+from custom.distributed import total
 from custom.errors import InputError
 from custom.json_fields import flag
 from custom.loss_terms import (
@@ -153,8 +154,8 @@ class AffinityTverskyLoss(LossTerm):
         if balance is not None:
             weight = weight * (1 + truth * (balance - 1))
         each = tversky(torch.sigmoid(logits), truth, weight, self.alpha, self.beta, self.smooth)
-        counts = valid.any(dim=0).flatten(1).any(dim=1)
-        return ratio((each * counts).sum(), counts.sum())
+        counts = total(valid.any(dim=0).flatten(1).any(dim=1).to(each.dtype)) > 0
+        return (each * counts).sum() / counts.sum().clamp(min=1)
 
 
 class LsdLoss(LossTerm):

@@ -16,6 +16,7 @@ from torch import nn
 
 import custom
 from custom.checkpoints import first_mismatch, load_checkpoint, state_bytes
+from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import FeatureSpec
@@ -84,7 +85,8 @@ class BestModel:
             "validation": dict(state.metrics),
             "volume_scores": getattr(state, "volume_scores", {}),
         }
-        self._save(found)
+        if is_writer():
+            self._save(found)
         logger.info("epoch %d: best model so far, %s %.3f", state.epoch, self.key.title, score)
 
     def _save(self, found: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 
+from custom.distributed import is_writer
 from custom.files import write_atomically
 from custom.pictures import (
     Colours,
@@ -44,7 +45,9 @@ class SlicePanel:
         self._item: Mapping[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Keep the first volume, draw it when all are scored."""
+        """Keep the first volume, draw it when all are scored; the process that writes has it."""
+        if not is_writer():
+            return
         engine.add_event_handler(Events.STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.COMPLETED, self)

@@ -13,6 +13,7 @@ from custom.arenas import share_arenas
 from custom.augmentation_lists import check_augmentation
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
+from custom.processes import check_processes
 
 # MONAI's words for an @ that leads nowhere; inside, it writes :: for #.
 _NO_TARGET = re.compile(r"the referring item `(@[^`]+)` is not defined in the config content")
@@ -26,11 +27,14 @@ def begin() -> None:
     (``share_arenas``).
 
     Raises:
-        InputError: the augmentation is impossible (``check_augmentation``).
+        InputError: the augmentation is impossible (``check_augmentation``); this is one of several
+            processes that do not know of each other (``check_processes``).
     """
     sys.excepthook = _explain
     share_arenas()
-    check_augmentation(running_config())
+    config = running_config()
+    check_processes(config)
+    check_augmentation(config)
 
 
 def user_mistake(error: BaseException | None) -> InputError | None:

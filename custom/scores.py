@@ -15,6 +15,7 @@ from ignite.metrics import Metric
 from numpy.typing import NDArray
 
 from custom.channels import ChannelLayout
+from custom.distributed import collected
 from custom.errors import InputError
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
@@ -139,8 +140,13 @@ class VolumeScore(Metric):
             )
         return scores[self.key.name]
 
+    @abstractmethod
+    def gather(self) -> None:
+        """Take over what other processes have found on their volumes; every process calls it."""
+
     def completed(self, engine: Engine, name: str) -> None:
-        """Put the scores into the engine's state."""
+        """Put the scores of the volumes of all processes into the engine's state of each."""
+        self.gather()
         super().completed(engine, name)
         state: Any = engine.state
         state.metrics.update(self.scores())
@@ -196,6 +202,10 @@ class SegmentationScore(VolumeScore):
                 with_cremi(instance_scores(truth, labels, self.per_section))
                 for labels in self._segment(affinities)
             ]
+
+    def gather(self) -> None:
+        """The rows of all volumes."""
+        self.rows = collected(self.rows)
 
     def _segment(self, affinities: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
         """Segments for every setting; fragments are made once where settings share them."""
@@ -269,6 +279,10 @@ class ClassScore(VolumeScore):
         for item in output:
             truth, predicted = item["label"][0].cpu().numpy(), predicted_classes(item["pred"])
             self.counts[item["id"]] = class_counts(truth, predicted, len(self.names))
+
+    def gather(self) -> None:
+        """The counts of all volumes."""
+        self.counts = collected(self.counts)
 
     def scores(self) -> dict[str, float]:
         """``class_scores`` of all volumes together.

@@ -15,6 +15,7 @@ BOTTOM = {
     "channels",
     "datalist",
     "datalist_entry",
+    "distributed",
     "downloads",
     "errors",
     "file_arrays",

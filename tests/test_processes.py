@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from custom import processes
+from custom.errors import InputError
+from custom.processes import OVERLAY, check_processes, join
+
+TORCHRUN = {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+
+
+def begun_by_torchrun(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    for name, value in {**TORCHRUN, **changes}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_processes_that_torchrun_has_not_started_are_told_how() -> None:
+    with pytest.raises(InputError, match=r"there is no RANK.*torchrun --standalone"):
+        join(120)
+
+
+def test_torchrun_without_the_overlay_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_processes({"dist_init": None})
+    begun_by_torchrun(monkeypatch, WORLD_SIZE="1", RANK="0")
+    check_processes({"dist_init": None})
+    begun_by_torchrun(monkeypatch)
+    check_processes({"dist_init": {"_target_": "custom.processes.join"}})
+    for config in ({"dist_init": None}, {}):
+        with pytest.raises(InputError, match=f"one of 4 processes, .*{OVERLAY}"):
+            check_processes(config)
+
+
+@pytest.mark.parametrize("wrong", [0, -5, 1.5, "long", None])
+def test_a_timeout_is_a_number_of_minutes(wrong: object) -> None:
+    with pytest.raises(InputError, match="dist_init#timeout_minutes must be a whole number"):
+        join(wrong)  # type: ignore[arg-type]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun_by_torchrun(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"2 processes on a machine with 1 GPU.*_node to 1"):
+        join(120)
+
+
+def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun_by_torchrun(monkeypatch)
+    chosen: list[torch.device] = []
+    begun: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(processes.distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        processes.distributed, "init_process_group", lambda backend, timeout: begun.append(backend)
+    )
+    monkeypatch.setattr(processes.distributed, "get_world_size", lambda: 4)
+    found = join(120)
+    assert chosen == [found.device] == [torch.device("cuda", 1)]
+    assert begun == ["cpu:gloo,cuda:nccl"]
+    assert found.size == 4
