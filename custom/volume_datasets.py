@@ -36,7 +36,7 @@ class CachedVolumeDataset(Dataset[Sample]):
 
     An item: ``image`` and tokens as in ``CropDataset``; ``id``, ``voxel_size_nm``, ``offset_nm``
     (of its first voxel's centre); with labels also ``label`` (1, D, H, W) int64, 0 where labels do
-    not count, or class ids, ``UNKNOWN`` there.
+    not count, or class ids, ``UNKNOWN`` there, and ``mask`` (1, D, H, W), True where they do.
 
     Args:
         volumes: from ``training_volumes`` or ``open_cache``.
@@ -76,6 +76,7 @@ class CachedVolumeDataset(Dataset[Sample]):
         if truth is not None:
             labels, mask = truth.read(whole)
             sample["label"] = torch.from_numpy(np.where(mask, labels, self.unknown))[None]
+            sample["mask"] = torch.from_numpy(mask)[None]
         if self.use_tokens:
             add_features(sample, volume)
         return sample

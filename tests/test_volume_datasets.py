@@ -71,7 +71,8 @@ class TestCacheAndRaw:
         assert len(cached) == len(raw)
         for one, other in zip(cached, raw, strict=False):
             assert one["tokens_xy"].dtype == torch.float16
-            one.pop("label", None)
+            for name in ("label", "mask"):
+                one.pop(name, None)
             assert_same(one, other)
 
     @pytest.mark.parametrize("index", [0, 1])
@@ -116,6 +117,7 @@ class TestCacheAndRaw:
         box = Roi(ROI["offset"], ROI["shape"]).to_slices()
         labels, mask = (np.load(datalist.parent / f"{n}.npy")[box] for n in ("labels", "mask"))
         np.testing.assert_array_equal(sample["label"][0], np.where(mask, labels, 0))
+        np.testing.assert_array_equal(sample["mask"][0], mask)
         assert not any(name.startswith("tokens") for name in sample)
         assert "label" not in CachedVolumeDataset(open_cache(cache_dir, "validation"))[0]
 
