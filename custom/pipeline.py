@@ -10,6 +10,7 @@ from funlib.geometry import Roi
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer
 from monai.networks import eval_mode
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from custom.channels import ChannelLayout
@@ -22,9 +23,12 @@ from custom.features.intensity import IntensityWindow
 from custom.features.reduced import load_reduced
 from custom.features.spec import FeatureSpec
 from custom.inferers import PrepareTokenBatch, as_probabilities
+from custom.json_fields import voxel_size
 from custom.model_files import load_weights, read_description, refuse_other_features
 from custom.samples import Sample, add_extracted, image_of
+from custom.volume_segmenter import VolumeSegmenter, stored_segmenter
 
+NEEDED = ("network_def", "token_channels", "validate", "segmenter")  # of the configuration
 BACKBONE = "backbone."  # how its entries in a state dict begin
 
 
@@ -50,6 +54,7 @@ class Pipeline(nn.Module):
             None without. An inferer has its own.
         layout: of the network's channels, for ``predict`` without an inferer, which has its own:
             classes get a softmax; None for affinities, with or without LSDs.
+        segmenter: of ``segment``.
 
     Raises:
         ValueError: a backbone without a spec or the reverse, or one that the spec is not of; the
@@ -67,6 +72,7 @@ class Pipeline(nn.Module):
         save_backbone: bool = False,
         context_factor: int | Sequence[int] | None = None,
         layout: ChannelLayout | None = None,
+        segmenter: VolumeSegmenter | None = None,
     ) -> None:
         super().__init__()
         if (backbone is None) != (spec is None):
@@ -87,6 +93,7 @@ class Pipeline(nn.Module):
         self.save_backbone = save_backbone
         self.context_factor = context_factor_of(context_factor)
         self.layout = layout
+        self.segmenter = segmenter
         for register, hook in (
             (self.register_state_dict_post_hook, _leave_backbone_out),
             (self.register_load_state_dict_pre_hook, _keep_backbone),
@@ -127,6 +134,28 @@ class Pipeline(nn.Module):
                 parts.append(self.inferer(image, self.network, **features).float())
         probabilities = torch.cat(parts)
         return probabilities.squeeze(2) if raw.ndim == 4 else probabilities
+
+    def segment(self, raw: NDArray[Any], voxel_size_nm: Sequence[float]) -> NDArray[np.uint64]:
+        """Segments of one volume, or its classes, as inference writes them.
+
+        Args:
+            raw: (D, H, W) grey values of any type.
+            voxel_size_nm: of raw, zyx; one that training has not seen is logged.
+
+        Returns:
+            (D, H, W), 0 is background.
+
+        Raises:
+            ValueError: raw has another form, or there is no segmenter.
+            InputError: raw holds NaN or infinite values, or voxel_size_nm is no size.
+        """
+        if self.segmenter is None:
+            raise ValueError("to segment, a pipeline needs a segmenter; load_pipeline gives it one")
+        if raw.ndim != 3:
+            raise ValueError(f"raw must be (D, H, W), got shape {raw.shape}")
+        size = voxel_size(list(voxel_size_nm), "voxel_size_nm")
+        native = raw.astype(raw.dtype.newbyteorder("="))  # all that torch takes
+        return self.segmenter(self.predict(torch.from_numpy(native)[None, None])[0], size)
 
     def _inputs(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Image (B, 1, D, H, W) and features by the network's argument names, on its device."""
@@ -175,7 +204,7 @@ def load_pipeline(
     window_overlap: float = 0.5,
     windows_at_once: int | None = None,
 ) -> Pipeline:
-    """The pipeline of a trained model, whose ``predict`` is what inference writes.
+    """The pipeline of a trained model; ``predict`` and ``segment`` give what inference writes.
 
     Evaluates the configuration that is stored in ``model.json``: it is code, like that of a bundle.
 
@@ -212,6 +241,7 @@ def load_pipeline(
         inferer,
         windows_at_once,
         context_factor=factor,
+        segmenter=stored_segmenter(description, parser.get_parsed_content("segmenter")),
     )
     return pipeline.to(device).eval()
 
@@ -224,7 +254,7 @@ def _parser(
 ) -> ConfigParser:
     """The configuration of the training, for another device."""
     config = description.get("config") or {}
-    missing = [key for key in ("network_def", "token_channels", "validate") if key not in config]
+    missing = [key for key in NEEDED if key not in config]
     if missing:
         raise InputError(
             f"model '{model_dir}' was trained without a configuration that has '{missing[0]}': "
