@@ -34,11 +34,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` to write to; renamed to ``path`` if all went well.
 
     The name is always the same, so that kills leave no more than one large file behind: for files
-    that a single process writes.
+    that a single process writes. The content is on the disk before it gets its name, so that it is
+    whole after a power cut, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _renamed(path.with_name(f".{path.name}.part"), path) as part:
         yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 @contextmanager

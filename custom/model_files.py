@@ -4,26 +4,29 @@ import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from safetensors.torch import save_file
 from torch import nn
 
 import custom
-from custom.checkpoints import first_mismatch, load_checkpoint, state_bytes
+from custom.checkpoints import first_mismatch, load_checkpoint
 from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.features.pca import BASIS_FILE, PcaBasis
 from custom.features.spec import FeatureSpec
-from custom.files import replacing
-from custom.json_fields import read_object
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
+from custom.model_folder import (
+    DESCRIPTION,
+    complete_model,
+    find_model,
+    read_model,
+    write_model,
+)
 from custom.network_settings import network_difference, network_settings
 from custom.preflight import running_config
 from custom.scores import VOI, KeyMetric
@@ -33,9 +36,6 @@ from custom.targets.settings import TargetSettings
 logger = logging.getLogger(__name__)
 
 PREDICTS = ("output_type", "dimensions", "num_classes")  # the configuration's keys
-MODEL_FILES = ("model.pt", "model.safetensors", "model.json")  # and pca.safetensors
-
-
 PACKAGES = ("monai", "torch", "transformers", "numpy")
 
 
@@ -74,10 +74,12 @@ class BestModel:
     def __call__(self, engine: Engine) -> None:
         """Save the model if it is the best so far."""
         state: Any = engine.state
-        score = state.metrics[self.key.name]
+        score = float(state.metrics[self.key.name])
         if not self.key.better(score, self.best):
             return
         self.best = score
+        if not is_writer():
+            return
         found = {
             "epoch": state.epoch,
             "segmentation": getattr(state, "segmentation", {}),
@@ -85,8 +87,7 @@ class BestModel:
             "validation": dict(state.metrics),
             "volume_scores": getattr(state, "volume_scores", {}),
         }
-        if is_writer():
-            self._save(found)
+        self._save(found)
         logger.info("epoch %d: best model so far, %s %.3f", state.epoch, self.key.title, score)
 
     def _save(self, found: Mapping[str, Any]) -> None:
@@ -94,15 +95,8 @@ class BestModel:
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.network.state_dict().items()
         }
-        described = json.dumps({**self.description, **found}, indent=2)
-        names = MODEL_FILES if self.basis is None else (*MODEL_FILES, BASIS_FILE)
-        with ExitStack() as files:  # all are written before the first takes its place
-            parts = [files.enter_context(replacing(self.model_dir / name)) for name in names]
-            parts[0].write_bytes(state_bytes(weights))
-            save_file(weights, parts[1])
-            parts[2].write_text(described)
-            if self.basis is not None:
-                parts[3].write_bytes(self.basis.to_bytes())
+        others = {} if self.basis is None else {BASIS_FILE: self.basis.to_bytes()}
+        write_model(self.model_dir, weights, {**self.description, **found}, others)
 
     def state_dict(self) -> dict[str, Any]:
         """Best score so far and what it was reached on, for the checkpoint."""
@@ -131,7 +125,24 @@ class BestModel:
             difference = FeatureSpec.from_json(before).difference(FeatureSpec.from_json(now))
             if difference:
                 raise ValueError(f"trained on features that differ in: {', '.join(difference)}")
-        self.best = state[self.key.name]
+        self.best = self._score_of_the_model(state)
+
+    def _score_of_the_model(self, state: Mapping[str, Any]) -> float:
+        """Score of the model that is there: only a better one may take its place.
+
+        It may be better than the checkpoint knows, if the run was stopped between the two.
+        """
+        described = complete_model(self.model_dir) if is_writer() else find_model(self.model_dir)
+        if described is None:
+            if self.key.worst != state.get(self.key.name, self.key.worst):
+                logger.warning(
+                    "the best model so far is not in '%s' any more, or its files do not belong "
+                    "together: the next validation's takes its place",
+                    self.model_dir,
+                )
+            return self.key.worst
+        score = described.get("validation", {}).get(self.key.name)
+        return float(state.get(self.key.name, self.key.worst) if score is None else score)
 
     def _sees_features(self) -> bool:
         """Whether features matter to the network: one on raw alone may go on beside any."""
@@ -212,19 +223,16 @@ def read_description(model_dir: str | Path) -> dict[str, Any]:
     """``model.json`` of a model.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or of another ``model.pt``.
     """
-    path = Path(model_dir) / "model.json"
-    if not path.exists() or not (path.parent / "model.pt").exists():
-        raise InputError(
-            f"model_dir '{model_dir}' holds no trained model (model.pt and model.json): run "
-            f"training first, or name the folder that has them."
-        )
-    found = read_object(path, f"model description '{path}'")
+    found = read_model(Path(model_dir))
     missing = [key for key in ("features", "affinity_offsets") if key not in found]
     if missing:
-        raise InputError(f"model description '{path}' lacks '{missing[0]}': train again.")
-    return dict(found)
+        raise InputError(
+            f"model description '{Path(model_dir) / DESCRIPTION}' lacks '{missing[0]}': train "
+            f"again."
+        )
+    return found
 
 
 def load_weights(model_dir: str | Path, network: nn.Module) -> None:

@@ -39,6 +39,7 @@ def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
     best = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {"features": {"window": 3}})
     validated(best, 2.0, 1.0, 1.5, 1.0)
     described = json.loads((tmp_path / "model.json").read_text())
+    assert set(described.pop("sha256")) == {"model.pt", "model.safetensors"}
     assert described == {
         "features": {"window": 3},
         "epoch": 2,
@@ -105,20 +106,46 @@ def test_a_worse_model_after_a_restart_does_not_replace_the_best(tmp_path: Path)
     assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.0
 
 
+def test_a_model_that_the_checkpoint_does_not_know_of_yet_stays_the_best(tmp_path: Path) -> None:
+    """The run was stopped between the model and the checkpoint."""
+    first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    validated(first, 2.0)
+    state = first.state_dict()
+    validated(first, 1.0)
+    second = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    second.load_state_dict(state)
+    validated(second, 1.5)
+    assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json"])
+def test_the_next_model_is_the_best_where_the_one_before_is_gone(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    validated(first, 1.0)
+    (tmp_path / name).unlink()
+    second = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
+    second.load_state_dict(first.state_dict())
+    assert "not in" in caplog.text and "any more" in caplog.text
+    validated(second, 1.5)
+    assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 1.5
+
+
 def test_the_three_files_of_a_model_are_replaced_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = BestModel(str(tmp_path), nn.Linear(1, 1, bias=False), {})
     validated(best, 2.0)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any) -> bytes:
         raise OSError("no space left")
 
-    monkeypatch.setattr("custom.model_files.save_file", full)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("custom.model_folder.state_bytes", full)
     with pytest.raises(OSError, match="no space left"):
         validated(best, 1.0)
-    assert json.loads((tmp_path / "model.json").read_text())["validation"]["voi"] == 2.0
-    assert len(list(tmp_path.iterdir())) == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def volume(name: str, size: tuple[float, float, float] = (8.0, 8.0, 8.0)) -> Any:

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.killed_training import killed_training, prepare
 from tests.soak import VARIANTS, assert_as_uninterrupted, killed_preprocessing
 from tests.test_preprocessing import preprocessor, write_datalist
+from tests.zygote import zygote
 
 
 @pytest.mark.slow
@@ -23,3 +25,11 @@ def test_the_soak_notices_what_a_kill_could_leave(tmp_path: Path) -> None:
     orphan.write_bytes(b"")
     with pytest.raises(AssertionError):
         assert_as_uninterrupted(whole, other)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_training_ends_with_the_same_model(tmp_path: Path) -> None:
+    prepared = prepare(tmp_path / "prepared")
+    with zygote() as runs:
+        killed_training(prepared, tmp_path, kills=3, seed=1, zygote=runs)
