@@ -25,7 +25,7 @@ from custom.json_fields import read_object
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
 from custom.network_settings import network_difference, network_settings
-from custom.preflight import running_config
+from custom.running import running_config
 from custom.scores import VOI, KeyMetric
 from custom.targets.classes import ClassSettings
 from custom.targets.settings import TargetSettings
