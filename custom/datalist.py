@@ -222,6 +222,21 @@ def datalist_from(found: Mapping[str, Any], path: Path) -> Datalist:
     return datalist
 
 
+def entries_in(path: str | Path, section: str) -> tuple[DatalistEntry, ...]:
+    """Entries of a datalist's section, of which there must be some.
+
+    Raises:
+        InputError: as ``parse_datalist``, or there are none.
+    """
+    entries = parse_datalist(path).section(section)
+    if not entries:
+        raise InputError(
+            f"datalist '{path}' has no entries in its section '{section}'; choose another section "
+            f"or add entries to it"
+        )
+    return entries
+
+
 def open_entry(entry: DatalistEntry) -> OpenEntry:
     """Open the volumes of an entry and check that they fit together.
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -113,12 +113,13 @@ class CropDataset(Dataset[Sample]):
             )
         self.crop_size = tuple(whole_numbers(list(crop_size), 3, 1, "crop_size"))
         targets.refuse_crop(self.crop_size)
-        self.volumes = [v for v in volumes if self._fits(v)]
-        if not self.volumes:
-            raise InputError(
-                f"crop_size {list(self.crop_size)} is larger than every training volume (their "
-                f"shapes are {', '.join(str(list(v.shape)) for v in volumes)}); make it smaller."
-            )
+        self.volumes = fitting(volumes, self.crop_size)
+        for volume in volumes:
+            if volume not in self.volumes:
+                logger.warning(
+                    "training volume '%s' %s is smaller than crop_size %s and is left out",
+                    *(volume.id, list(volume.shape), list(self.crop_size)),
+                )
         places = [self._places(volume) for volume in self.volumes]
         self.shares = np.array(places) / sum(places)
         self.truths = [Truth(volume, targets.classes) for volume in self.volumes]
@@ -182,22 +183,6 @@ class CropDataset(Dataset[Sample]):
         layout = self.targets.layout
         parts = [layout.valid, *([layout.lsd_mask] if layout.num_lsds else [])]
         return any(bool(sample["label"][part].any()) for part in parts)
-
-    def _fits(self, volume: FeatureVolume) -> bool:
-        if not volume.has_labels:
-            raise InputError(
-                f"training volume '{volume.id}' has no labels: name them in the datalist, "
-                "or leave the volume out with volume_indices."
-            )
-        if all(c <= s for c, s in zip(self.crop_size, volume.shape, strict=True)):
-            return True
-        logger.warning(
-            "training volume '%s' %s is smaller than crop_size %s and is left out",
-            volume.id,
-            list(volume.shape),
-            list(self.crop_size),
-        )
-        return False
 
     def _places(self, volume: FeatureVolume) -> int:
         return int(np.prod([s - c + 1 for c, s in zip(self.crop_size, volume.shape, strict=True)]))
@@ -274,6 +259,46 @@ class CropDataset(Dataset[Sample]):
         dtype = FEATURE_DTYPES[self.feature_dtype]
         for name in sample.keys() & FEATURE_KEYS if dtype else ():
             sample[name] = sample[name].to(dtype)
+
+
+class LabelledVolume(Protocol):
+    """What ``fitting`` needs of a training volume."""
+
+    @property
+    def id(self) -> str:
+        """Id of the datalist's entry."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the ROI."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+
+
+Labelled = TypeVar("Labelled", bound=LabelledVolume)
+
+
+def fitting(volumes: Sequence[Labelled], crop_size: Sequence[int]) -> list[Labelled]:
+    """Those of the training volumes that a crop fits into.
+
+    Raises:
+        InputError: one of all has no labels, or no volume is left.
+    """
+    for volume in volumes:
+        if not volume.has_labels:
+            raise InputError(
+                f"training volume '{volume.id}' has no labels: name them in the datalist, "
+                "or leave the volume out with volume_indices."
+            )
+    large = [v for v in volumes if all(c <= s for c, s in zip(crop_size, v.shape, strict=True))]
+    if not large:
+        raise InputError(
+            f"crop_size {list(crop_size)} is larger than every training volume (their "
+            f"shapes are {', '.join(str(list(v.shape)) for v in volumes)}); make it smaller."
+        )
+    return large
 
 
 class CropSampler(DistributedSampler[int]):

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
-from custom.datalist import OpenEntry, open_entry, parse_datalist
+from custom.datalist import OpenEntry, entries_in, open_entry
 from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
@@ -148,6 +148,7 @@ class SegmentationEvaluator:
         section: "training", "validation" or "test".
         output_dir: folder that inference wrote to.
         eval_dir: folder for the scores, created if missing.
+        on_start: called before the first file is written.
     """
 
     def __init__(
@@ -156,11 +157,13 @@ class SegmentationEvaluator:
         section: str,
         output_dir: str | os.PathLike[str],
         eval_dir: str | os.PathLike[str],
+        on_start: Callable[[], object] | None = None,
     ) -> None:
         self.datalist = Path(datalist)
         self.section = section
         self.output_dir = Path(output_dir)
         self.eval_dir = Path(eval_dir)
+        self.on_start = on_start
 
     def run(self) -> list[Scores | ClassScores]:
         """Score every entry of the section that has labels, write the files, return the scores.
@@ -169,15 +172,15 @@ class SegmentationEvaluator:
             InputError: the section has no entries or none with labels, an entry has no truth in
                 its ROI, or its segmentation is missing or does not fit.
         """
-        entries = parse_datalist(self.datalist).section(self.section)
-        if not entries:
-            raise InputError(
-                f"section '{self.section}' of {self.datalist} has no entries to evaluate; "
-                "choose another section or add entries to it"
-            )
+        entries = entries_in(self.datalist, self.section)
         results: list[Scores | ClassScores] = []
-        for entry in _comparable(entries):
+        chosen = comparable(entries)
+        if bare := [entry.id for entry in entries if entry not in chosen]:
+            logger.warning("without labels, so not scored: %s", ", ".join(bare))
+        for entry in chosen:
             comparison = compared(entry, self.output_dir)
+            if self.on_start is not None and not results:
+                self.on_start()
             results.append(scores(entry.id, comparison))
             write_atomically(self.eval_dir / f"{entry.id}.png", png_bytes(picture(comparison)))
             logger.info("%s", results[-1].summary())
@@ -196,13 +199,9 @@ class SegmentationEvaluator:
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
-    """Entries with labels, if there are any; the others are named."""
-    bare = [entry.id for entry in entries if entry.truth is None]
-    if not bare or len(bare) == len(entries):
-        return entries
-    logger.warning("without labels, so not scored: %s", ", ".join(bare))
-    return [entry for entry in entries if entry.truth is not None]
+def comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
+    """Entries with labels, if there are any."""
+    return [entry for entry in entries if entry.truth is not None] or entries
 
 
 def scores(entry_id: str, comparison: Comparison) -> Scores | ClassScores:
@@ -228,26 +227,9 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
     Raises:
         InputError: no labels, no segmentation, another voxel size or grid, no overlap, no truth.
     """
-    if entry.truth is None:
-        raise InputError(
-            f"entry '{entry.id}' has no labels to compare with; "
-            "name them in the datalist's field 'labels' or 'classes', or leave the entry out"
-        )
-    group = output_dir / f"{entry.id}.zarr"
-    path = group / SEGMENTATION
-    if not path.exists():
-        raise InputError(
-            f"there is no segmentation of entry '{entry.id}' at {path}; run inference first"
-        )
+    path = _path_of_segmentation(entry, output_dir)
     opened = open_entry(entry)
-    segmentation = open_volume(str(path), field=f"segmentation of entry '{entry.id}'")
-    shift = _shift(entry, opened, segmentation)
-    roi = opened.roi.intersect(Roi(shift, segmentation.metadata.shape))
-    if roi.empty:
-        raise InputError(
-            f"the segmentation {path} covers none of the ROI of entry '{entry.id}'; "
-            "run inference on this entry again"
-        )
+    segmentation, shift, roi = segmentation_of(opened, output_dir)
     if roi != opened.roi:
         logger.warning("%s: the segmentation covers %s of the ROI %s", entry.id, roi, opened.roi)
     attributes = _attributes(path)
@@ -262,6 +244,44 @@ def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
         classes["names"] if classes else (),
         per_section=attributes.get("dimensions") == 2,
     )
+
+
+def segmentation_of(opened: OpenEntry, output_dir: Path) -> tuple[Volume, Coordinate, Roi]:
+    """An entry's segmentation, as far as its metadata.
+
+    Returns:
+        the segmentation; the raw voxel of its first one; the voxels that it shares with the entry's
+        ROI, in raw voxels.
+
+    Raises:
+        InputError: no labels, no segmentation, another voxel size or grid, no overlap.
+    """
+    entry = opened.entry
+    path = _path_of_segmentation(entry, output_dir)
+    segmentation = open_volume(str(path), field=f"segmentation of entry '{entry.id}'")
+    shift = _shift(entry, opened, segmentation)
+    roi = opened.roi.intersect(Roi(shift, segmentation.metadata.shape))
+    if roi.empty:
+        raise InputError(
+            f"the segmentation {path} covers none of the ROI of entry '{entry.id}'; "
+            "run inference on this entry again"
+        )
+    return segmentation, shift, roi
+
+
+def _path_of_segmentation(entry: DatalistEntry, output_dir: Path) -> Path:
+    """Where the segmentation of an entry that has labels lies; it must be there."""
+    if entry.truth is None:
+        raise InputError(
+            f"entry '{entry.id}' has no labels to compare with; "
+            "name them in the datalist's field 'labels' or 'classes', or leave the entry out"
+        )
+    path = output_dir / f"{entry.id}.zarr" / SEGMENTATION
+    if not path.exists():
+        raise InputError(
+            f"there is no segmentation of entry '{entry.id}' at {path}; run inference first"
+        )
+    return path
 
 
 def _truth(opened: OpenEntry, roi: Roi) -> NDArray[np.integer]:

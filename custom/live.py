@@ -13,8 +13,7 @@ from funlib.geometry import Roi
 from numpy.typing import NDArray
 from torch import Tensor
 
-from custom.datalist import OpenEntry, open_entry, parse_datalist
-from custom.errors import InputError
+from custom.datalist import OpenEntry, entries_in, open_entry
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
 from custom.features.dense import dense_features
@@ -301,9 +300,7 @@ def live_volumes(
         InputError: the datalist, its volumes, the backbone, its basis or the settings are at fault,
             or the section is empty.
     """
-    entries = parse_datalist(datalist).section(section)
-    if not entries:
-        raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
+    entries = entries_in(datalist, section)
     if volume_indices is not None:
         ids = picked([entry.id for entry in entries], volume_indices, "volume_indices")
         entries = tuple(entry for entry in entries if entry.id in ids)

@@ -28,7 +28,7 @@ from custom.model_folder import (
     write_model,
 )
 from custom.network_settings import network_difference, network_settings
-from custom.preflight import running_config
+from custom.running import running_config
 from custom.scores import VOI, KeyMetric
 from custom.targets.classes import ClassSettings
 from custom.targets.settings import TargetSettings

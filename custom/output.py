@@ -28,7 +28,7 @@ from custom.model_files import (
     refuse_other_features,
 )
 from custom.network_settings import network_difference, network_settings
-from custom.preflight import running_config
+from custom.running import running_config
 from custom.scores import as_uint8, predicted_classes
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
@@ -69,7 +69,7 @@ class ModelLoader:
         self.model_dir = Path(model_dir)
         self.network = network
         self.dataset = dataset
-        self.affinity_offsets = [list(offset) for offset in affinity_offsets]
+        self.affinity_offsets = affinity_offsets
         self.layout = layout
         self.dimensions = dimensions
 
@@ -90,19 +90,9 @@ class ModelLoader:
         if wanted:
             refuse_other_features(self.model_dir, description, wanted)
         check_prediction(description, self.layout, self.dimensions, self.model_dir)
-        if self.layout.num_affinities and description["affinity_offsets"] != self.affinity_offsets:
-            raise InputError(
-                f"model '{self.model_dir}' was trained with affinity_offsets "
-                f"{description['affinity_offsets']}, the config has {self.affinity_offsets}: "
-                "lay the same overlay over training and inference."
-            )
-        trained_as = network_settings(description.get("config", {}))
-        if different := network_difference(trained_as, network_settings(running_config())):
-            raise InputError(
-                f"model '{self.model_dir}' is of another network, it differs in: "
-                f"{', '.join(different[:3])}; give the settings that it was trained with, or train "
-                f"again."
-            )
+        if self.layout.num_affinities:
+            refuse_other_offsets(description, self.affinity_offsets, self.model_dir)
+        refuse_other_network(description, running_config(), self.model_dir)
         for name, size in _voxel_sizes(self.dataset).items():
             others = description.get("other_voxel_sizes_nm", [])
             warn_of_scale(name, size, description["voxel_size_nm"], *others)
@@ -181,15 +171,7 @@ class SegmentationWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _check_places(self, engine: Engine) -> None:
-        if self.output_dir.exists() and not self.output_dir.is_dir():
-            raise InputError(f"output_dir '{self.output_dir}' is a file; name a folder.")
-        for name in dataset_ids(self.dataset):
-            path = self.output_dir / f"{name}.zarr"
-            if path.exists() and not _is_ours(path):
-                raise InputError(
-                    f"output '{path}' exists and is not a result of inference; move it away or "
-                    f"choose another output_dir."
-                )
+        refuse_places(self.output_dir, dataset_ids(self.dataset))
 
     def __call__(self, engine: Engine) -> None:
         """Segment and write one volume."""
@@ -240,6 +222,28 @@ class SegmentationWriter:
         logger.info("%s: %s found: %d", path, kind, found)
 
 
+def refuse_places(output_dir: str | Path, ids: Iterable[str]) -> None:
+    """Refuse to write where something is that inference did not write.
+
+    Args:
+        output_dir: folder of the results.
+        ids: of the volumes.
+
+    Raises:
+        InputError: names it.
+    """
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir '{folder}' is a file; name a folder.")
+    for name in ids:
+        path = folder / f"{name}.zarr"
+        if path.exists() and not _is_ours(path):
+            raise InputError(
+                f"output '{path}' exists and is not a result of inference; move it away or "
+                f"choose another output_dir."
+            )
+
+
 def check_prediction(
     description: Mapping[str, Any], layout: ChannelLayout, dimensions: int, model_dir: str | Path
 ) -> None:
@@ -264,6 +268,50 @@ def check_prediction(
                 f"model '{model_dir}' was trained with {name} {trained[name]!r}, the config has "
                 f"{value!r}: lay the same overlay over training and inference."
             )
+
+
+def refuse_other_offsets(
+    description: Mapping[str, Any], offsets: Sequence[Sequence[int]], model_dir: str | Path
+) -> None:
+    """Refuse a model of affinities to other neighbours.
+
+    Args:
+        description: of the model.
+        offsets: of the configuration.
+        model_dir: for the message.
+
+    Raises:
+        InputError: names both lists.
+    """
+    wanted = [list(offset) for offset in offsets]
+    if description["affinity_offsets"] != wanted:
+        raise InputError(
+            f"model '{model_dir}' was trained with affinity_offsets "
+            f"{description['affinity_offsets']}, the config has {wanted}: "
+            "lay the same overlay over training and inference."
+        )
+
+
+def refuse_other_network(
+    description: Mapping[str, Any], config: Mapping[str, Any], model_dir: str | Path
+) -> None:
+    """Refuse a model of another network than a configuration has, even if its weights fit.
+
+    Args:
+        description: of the model.
+        config: of a run, as written.
+        model_dir: for the message.
+
+    Raises:
+        InputError: names what differs.
+    """
+    trained_as = network_settings(description.get("config", {}))
+    if different := network_difference(trained_as, network_settings(config)):
+        raise InputError(
+            f"model '{model_dir}' is of another network, it differs in: "
+            f"{', '.join(different[:3])}; give the settings that it was trained with, or train "
+            f"again."
+        )
 
 
 def warn_of_scale(name: str, size: Sequence[float], *trained: Sequence[float]) -> None:

@@ -1,9 +1,8 @@
 """The preprocessing run: features, raw and labels of every entry of a datalist into a cache."""
 
 import logging
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count
@@ -17,7 +16,9 @@ from tqdm import tqdm
 
 import custom
 from custom.cached_targets import update_targets
-from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist
+from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist, place_entry
+from custom.datalist_entry import DatalistEntry
+from custom.disk_space import refuse_full_disk
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
@@ -43,7 +44,7 @@ from custom.features.intensity import IntensityWindow, to_uint8
 from custom.features.pca import PcaBasis
 from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
-from custom.features.settings import complete_settings, load_backbone_and_spec
+from custom.features.settings import asked_of, complete_settings, load_backbone_and_spec
 from custom.features.spec import FeatureSpec
 from custom.features.target_files import TARGET_CHUNK
 from custom.targets.settings import parse_target_settings
@@ -76,6 +77,7 @@ class Preprocessor:
             volumes that have others get these, their features are left alone. None leaves targets
             as they are.
         copies: changed copies of the training volumes; none when left out.
+        on_start: called when all is checked, before anything is computed.
 
     Raises:
         InputError: an unknown section or compression, windows_at_once is no such number, a mistake
@@ -96,8 +98,10 @@ class Preprocessor:
         compile: bool = False,
         targets: Mapping[str, Any] | None = None,
         copies: CopyPlan | None = None,
+        on_start: Callable[[], object] | None = None,
     ) -> None:
         self.copies = copies or plan_copies(0, {})
+        self.on_start = on_start
         self.targets = None if targets is None else parse_target_settings(targets)
         self.datalist = Path(datalist)
         self.cache_dir = Path(cache_dir).expanduser().absolute()
@@ -137,6 +141,8 @@ class Preprocessor:
         windows = {id: job.intensity_window(spec) for id, job in _by_id(pending).items()}
         self._refuse_full_disk(jobs, pending, spec)
         with exclusive(self.cache_dir):
+            if self.on_start is not None:
+                self.on_start()
             self._remove_leftovers(jobs)
             for job in pending:
                 job.mark_unfinished()
@@ -153,11 +159,34 @@ class Preprocessor:
                 update_targets(self.cache_dir, self.targets, self.show_progress)
         return [job.files.arrays for job in jobs]
 
-    def _jobs(self) -> list[VolumeJob]:
+    def check(self) -> list[VolumeJob]:
+        """As far as it shows without loading the backbone, whether ``run`` would be refused.
+
+        Reads metadata alone and writes nothing.
+
+        Returns:
+            what ``run`` would fill the cache with.
+
+        Raises:
+            InputError: as ``run``.
+        """
+        jobs = self._jobs(place_entry)
+        self._refuse_strangers(jobs)
+        finished = [job for job in jobs if job.files.finished]
+        specs = [read_json(job.files.metadata)["features"] for job in finished]
+        wanted = [asked_of(FeatureSpec.from_json(spec), self.features) for spec in specs]
+        for job, spec in zip(finished, wanted, strict=True):
+            job.is_kept(spec)
+        if wanted:
+            pending = [job for job in jobs if not job.files.finished]
+            self._refuse_full_disk(jobs, pending, wanted[0])
+        return jobs
+
+    def _jobs(self, opening: Callable[[DatalistEntry], OpenEntry] = open_entry) -> list[VolumeJob]:
         """Every entry of the sections, opened and checked."""
         datalist = parse_datalist(self.datalist)
         sources = [
-            (section, open_entry(entry))
+            (section, opening(entry))
             for section in self.sections
             for entry in datalist.section(section)
         ]
@@ -225,15 +254,9 @@ class Preprocessor:
         needed = self._bytes_of_targets(jobs)
         for job in pending:  # what an interrupted run has written is on the disk already
             needed += max(0, job.bytes_needed(spec) - bytes_on_disk(job.files.arrays))
-        folder = next(p for p in (self.cache_dir, *self.cache_dir.parents) if p.exists())
-        free = shutil.disk_usage(folder).free
-        logger.info("%d volumes to make: up to %.2f GB", len(pending), needed / 1e9)
-        if needed > free:
-            raise InputError(
-                f"cache_dir '{self.cache_dir}' needs {needed / 1e9:.1f} GB, its disk has "
-                f"{free / 1e9:.1f} GB left; choose another one, fewer pixels_per_voxel or smaller "
-                f"ROIs"
-            )
+        logger.info("%d volumes to make", len(pending))
+        way_out = "choose another one, fewer pixels_per_voxel or smaller ROIs"
+        refuse_full_disk("cache_dir", self.cache_dir, needed, way_out)
 
     def _bytes_of_targets(self, jobs: Sequence[VolumeJob]) -> int:
         """Upper bound of what targets take beside older ones, which stay until these are there."""

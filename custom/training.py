@@ -18,6 +18,7 @@ from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
 from custom.features.pool import pooled
 from custom.features.settings import complete_settings, load_backbone_and_spec
+from custom.features.spec import FeatureSpec
 from custom.json_fields import picked
 from custom.live import FeatureVolume, live_volumes
 
@@ -172,14 +173,41 @@ def training_volumes(
             volume_indices=volume_indices,
         )
     )
-    channels = volumes[0].spec.channels
-    if token_channels not in (0, channels):
-        raise InputError(
-            f"token_channels is {token_channels}, but the features of '{volumes[0].id}' have "
-            f"{channels} channels: set token_channels to {channels}, or to 0 for a network without "
-            f"features."
-        )
+    refuse_token_channels(token_channels, volumes[0].id, volumes[0].spec)
     return volumes
+
+
+def refuse_token_channels(token_channels: int, volume: str, spec: FeatureSpec) -> None:
+    """Refuse features with another number of channels than the network takes.
+
+    Args:
+        token_channels: that the network takes; 0 for a raw-only network.
+        volume: id of one of the volumes.
+        spec: of its features.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if token_channels not in (0, spec.channels):
+        raise InputError(
+            f"token_channels is {token_channels}, but the features of '{volume}' have "
+            f"{spec.channels} channels: set token_channels to {spec.channels}, or to 0 for a "
+            f"network without features."
+        )
+
+
+def cached_section(
+    cache_dir: str, section: str, volume_indices: Sequence[int | str] | None = None
+) -> list[CachedVolume]:
+    """Cached volumes of a section, copies too; arguments as of ``training_volumes``.
+
+    Raises:
+        InputError: as ``open_cache``, or no such volume.
+    """
+    ids = None
+    if volume_indices is not None and (known := ids_in(cache_dir, section)):
+        ids = picked(known, volume_indices, "volume_indices")
+    return open_cache(cache_dir, section, ids, copies=True)
 
 
 def _cached_volumes(
@@ -194,10 +222,7 @@ def _cached_volumes(
     Where the backbone's name and all settings are those that the cache was made with, the backbone
     is not loaded; otherwise it is, and the weights decide.
     """
-    ids = None
-    if volume_indices is not None and (known := ids_in(cache_dir, section)):
-        ids = picked(known, volume_indices, "volume_indices")
-    volumes = open_cache(cache_dir, section, ids, copies=True)
+    volumes = cached_section(cache_dir, section, volume_indices)
     settings = complete_settings(features)
     first = volumes[0]
     same_name = isinstance(backbone, str) and backbone == first.spec.backbone

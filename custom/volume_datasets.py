@@ -10,7 +10,7 @@ from funlib.geometry import Roi
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from custom.datalist import OpenEntry, open_entry, parse_datalist
+from custom.datalist import OpenEntry, entries_in, open_entry
 from custom.errors import InputError
 from custom.features.backbone import Backbone, BackboneSource
 from custom.features.batching import checked_windows_at_once
@@ -153,10 +153,7 @@ class RawVolumeDataset(Dataset[Sample]):
         self.windows_at_once = checked_windows_at_once(windows_at_once)
         if region not in REGIONS:
             raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
-        entries = parse_datalist(datalist).section(section)
-        if not entries:
-            raise InputError(f"datalist '{datalist}' has no entries in its section '{section}'.")
-        self.entries = [open_entry(entry) for entry in entries]
+        self.entries = [open_entry(entry) for entry in entries_in(datalist, section)]
         self.region = region
         self.use_tokens = use_tokens
         self.percentiles = complete_settings(features)["intensity_percentiles"]

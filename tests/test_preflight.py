@@ -9,7 +9,8 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from torch.utils.data import DataLoader, Dataset
 
 from custom.errors import InputError
-from custom.preflight import running_config, user_mistake
+from custom.preflight import user_mistake
+from custom.running import running_config
 from tests.conftest import ROOT
 
 
@@ -97,7 +98,7 @@ def test_ctrl_c_is_one_sentence_and_keeps_the_status_of_its_signal() -> None:
 @pytest.mark.slow
 def test_the_running_configuration_has_the_overrides(tmp_path: Path) -> None:
     config = {
-        "imports": ["$from custom.preflight import running_config"],
+        "imports": ["$from custom.running import running_config"],
         "answer": 1,
         "nested": {"leaf": 2},
         "run": ["$running_config()"],

@@ -419,8 +419,8 @@ def test_a_cache_that_does_not_fit_on_the_disk_is_refused(
     datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(preprocessing.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=r"its disk has 0\.0 GB left"):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"its disk has 1\.0 kB left"):
         preprocessor(datalist, tmp_path / "cache").run()
 
 
@@ -439,7 +439,7 @@ def test_the_space_asked_for_is_no_less_than_the_space_taken(
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(preprocessing.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
 
 
 def test_targets_need_room_too_until_they_are_there(
@@ -451,7 +451,7 @@ def test_targets_need_room_too_until_they_are_there(
     features = sum(job.bytes_needed(spec) for job in jobs)
     voxels = 18 * 12 * 9 + 3 * 20 * 22  # of the two entries with labels
     room(monkeypatch, features + (2 + 2) * voxels - 1)
-    with pytest.raises(InputError, match=r"its disk has 0\.0 GB left"):
+    with pytest.raises(InputError, match=r"its disk has 1\.0 kB left"):
         preprocessor(datalist, tmp_path, targets=targets).run()
     room(monkeypatch, features + (2 + 2) * voxels)
     preprocessor(datalist, tmp_path, targets=targets).run()
@@ -465,7 +465,7 @@ def test_targets_need_room_too_until_they_are_there(
     room(monkeypatch, 0)
     preprocessor(datalist, tmp_path, targets=targets).run()
     room(monkeypatch, 4 * voxels - 1)
-    with pytest.raises(InputError, match=r"its disk has 0\.0 GB left"):
+    with pytest.raises(InputError, match=r"its disk has 1\.0 kB left"):
         preprocessor(datalist, tmp_path, targets={**targets, "boundary_power": 1.0}).run()
 
 

@@ -225,7 +225,7 @@ def load_backbone(
     for setting, value in switches.items():
         if value not in (True, False):
             raise InputError(f"{setting} must be true or false, got {value!r}.")
-    device = _available_device(device)
+    device = available_device(device)
     found = find_model(source)
     backbone = Backbone(
         found.model, found.name, layers, final_norm, amp,
@@ -325,8 +325,12 @@ def _least_window(config: PretrainedConfig) -> int:
     return int(config.patch_size)
 
 
-def _available_device(device: str | torch.device) -> torch.device:
-    """The device, if this machine has it."""
+def available_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        InputError: it has not.
+    """
     try:
         device = torch.device(device)
         torch.empty(0, device=device)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from custom.errors import InputError
 from custom.features.spec import FeatureSpec
+from custom.memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +47,6 @@ def bytes_of_window(spec: FeatureSpec) -> int:
     """Memory that one window takes in the backbone, roughly: float32 values of its blocks."""
     patches = (spec.window // spec.patch_size) ** 2
     return 4 * NUMBERS_PER_FEATURE * patches * spec.channels // len(spec.layers)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; ``None`` where that is not known."""
-    if device.type == "cuda":  # torch keeps what it has freed, and will use it again
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    lines = (line.split() for line in meminfo.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:"), None)
 
 
 class InBatches:

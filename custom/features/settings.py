@@ -89,6 +89,44 @@ def make_spec(settings: Mapping[str, Any], backbone: Backbone) -> FeatureSpec:
     )
 
 
+def asked_of(spec: FeatureSpec, settings: Mapping[str, Any]) -> FeatureSpec:
+    """The spec that the config's ``features`` ask for, if the backbone is that of another spec.
+
+    For a look before any backbone is loaded: what only the backbone can tell is taken from
+    ``spec``, its weights and the number of its layers among it.
+
+    Args:
+        spec: of a cache or a model.
+        settings: as in ``make_spec``.
+
+    Raises:
+        InputError: a setting is unknown, of the wrong kind or out of range.
+    """
+    chosen = complete_settings(settings)
+    planes = tuple(sequence(chosen["planes"], "features.planes"))
+    stride = spec.patch_size if chosen["stride"] is None else chosen["stride"]
+    same_upsampler = chosen["upsampler"] == spec.upsampler
+    return replace(
+        spec,
+        pixels_per_voxel=_triple(chosen["pixels_per_voxel"]),
+        window=_integer("window", chosen["window"]),
+        overlap=_integer("overlap", chosen["overlap"]),
+        stride=_integer("stride", stride),
+        planes=planes,
+        slice_step=_slice_step(chosen["slice_step"], planes),
+        intensity_percentiles=_pair("intensity_percentiles", chosen["intensity_percentiles"]),
+        final_norm=chosen["final_norm"],
+        precision=chosen["precision"],
+        dtype=chosen["dtype"],
+        layout=chosen["layout"],
+        upsampler=chosen["upsampler"],
+        upsampler_digest=spec.upsampler_digest if same_upsampler else None,
+        pca=chosen["pca"],
+        channels=spec.channels if chosen["pca"] is None else chosen["pca"],
+        pca_digest=spec.pca_digest if chosen["pca"] == spec.pca else None,
+    )
+
+
 def load_backbone_and_spec(
     source: BackboneSource,
     settings: Mapping[str, Any],

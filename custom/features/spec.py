@@ -141,6 +141,11 @@ class FeatureSpec:
             )
 
     def _check_windows(self) -> None:
+        if 0 < self.window < self.patch_size:
+            raise InputError(
+                f"features.window must be at least {self.patch_size} pixels for {self.backbone}, "
+                f"got {self.window}."
+            )
         if self.window <= 0 or self.window % self.patch_size:
             below = max(1, self.window // self.patch_size) * self.patch_size
             raise InputError(

@@ -316,7 +316,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=100_000))
-    says(refused("preprocessing", data), [str(data / "cache"), "0.0 GB left", "choose another"])
+    says(refused("preprocessing", data), [str(data / "cache"), "100.0 kB left", "choose another"])
 
 
 @pytest.mark.slow

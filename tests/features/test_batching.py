@@ -17,7 +17,6 @@ from custom.features.batching import (
     InBatches,
     bytes_of_window,
     checked_windows_at_once,
-    free_memory,
     windows_that_fit,
 )
 from custom.features.cache import open_cache
@@ -25,6 +24,7 @@ from custom.features.extraction import PlaneExtraction, RawBox
 from custom.features.pca import PcaBasis
 from custom.features.reduced import with_basis
 from custom.features.settings import load_backbone_and_spec
+from custom.memory import free_memory
 from custom.preprocessing import Preprocessor
 from custom.training import training_volumes
 from custom.volume_datasets import inference_dataset

@@ -1,0 +1,118 @@
+"""A look at the arrays of an inference before any work."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from custom.array_report import ArrayReport, cached, placed, refuse_memory
+from custom.channels import ChannelLayout
+from custom.datalist import entries_in, place_entry
+from custom.disk_space import refuse_full_disk
+from custom.errors import InputError
+from custom.features.backbone import available_device
+from custom.features.cache import open_cache
+from custom.features.settings import asked_of
+from custom.features.spec import FeatureSpec
+from custom.model_files import read_description, refuse_other_features
+from custom.output import (
+    check_prediction,
+    refuse_other_network,
+    refuse_other_offsets,
+    refuse_places,
+)
+from custom.volume_datasets import REGIONS
+
+LABEL_BYTES = 1  # of a voxel's uint64 id, which compression brings far below
+SMALLER = "segment a smaller ROI (region 'roi'), or take another device"
+
+
+def check_inference(parser: ConfigParser) -> ArrayReport:
+    """Volumes, model, places of the results, room on the disk and in memory.
+
+    Raises:
+        InputError: names the first mistake.
+    """
+    value = parser.get_parsed_content
+    layout = value("channels")
+    description = read_description(value("model_dir"))
+    if value("source") == "cache":
+        volumes = open_cache(value("cache_dir"), value("section"))
+        spec, found = volumes[0].spec, cached(volumes)
+    else:
+        spec, found = None, _listed(parser)
+    if value("token_channels"):
+        trained = FeatureSpec.from_json(description["features"])
+        wanted = spec or asked_of(trained, value("features"))
+        refuse_other_features(value("model_dir"), description, wanted)
+    check_model(parser, description, layout)
+    refuse_places(value("output_dir"), [volume["id"] for volume in found])
+    shapes = [volume["shape"] for volume in found]
+    disk = output_bytes(shapes, layout, bool(value("write_lsds")))
+    refuse_full_disk("output_dir", value("output_dir"), disk, "choose another one, or make room")
+    needed = prediction_bytes(shapes, layout)
+    what = f"the prediction of a volume of {max(shapes, key=math.prod)} voxels"
+    refuse_memory(needed, available_device(value("device")), what, SMALLER)
+    return ArrayReport({value("section"): found}, {"output_dir": disk}, needed)
+
+
+def check_model(
+    parser: ConfigParser, description: Mapping[str, Any], layout: ChannelLayout
+) -> None:
+    """Refuse a model that was trained as another one than the configuration says.
+
+    Args:
+        parser: of the configuration.
+        description: of the model.
+        layout: of the configuration.
+
+    Raises:
+        InputError: names what differs.
+    """
+    value = parser.get_parsed_content
+    check_prediction(description, layout, value("dimensions"), value("model_dir"))
+    if layout.num_affinities:
+        refuse_other_offsets(description, value("affinity_offsets"), value("model_dir"))
+    refuse_other_network(description, deepcopy(parser.get("")), value("model_dir"))
+
+
+def _listed(parser: ConfigParser) -> list[dict[str, Any]]:
+    """What is to be segmented of a datalist's section."""
+    value = parser.get_parsed_content
+    region = value("region")
+    if region not in REGIONS:
+        raise InputError(f"region must be one of {', '.join(REGIONS)}, got {region!r}.")
+    opened = [place_entry(entry) for entry in entries_in(value("datalist"), value("section"))]
+    found = placed(opened)
+    if region == "roi":
+        return found
+    return [
+        {"id": o.entry.id, "offset": [0, 0, 0], "shape": list(o.raw.metadata.shape)} for o in opened
+    ]
+
+
+def output_bytes(shapes: Iterable[Sequence[int]], layout: ChannelLayout, lsds: bool) -> int:
+    """What results take on the disk, about: what is predicted hardly compresses, ids do.
+
+    Args:
+        shapes: of all volumes.
+        layout: of the predicted channels.
+        lsds: whether LSDs are written, too.
+    """
+    channels = layout.num_affinities + layout.num_classes + (layout.num_lsds if lsds else 0)
+    return sum(math.prod(shape) for shape in shapes) * (channels + LABEL_BYTES)
+
+
+def prediction_bytes(shapes: Iterable[Sequence[int]], layout: ChannelLayout) -> int:
+    """What the prediction of the largest volume takes in memory, about.
+
+    Raw, the weights of its windows and the prediction as float32, which is blended in place; then
+    the same as uint8.
+
+    Args:
+        shapes: of all volumes.
+        layout: of the predicted channels.
+    """
+    return max(math.prod(shape) for shape in shapes) * (4 * (2 + layout.num_outputs))
