@@ -12,6 +12,7 @@ from monai.data.utils import worker_init_fn
 from custom.arenas import share_arenas
 from custom.datasets import CropDataset, CropSampler
 from custom.errors import InputError
+from custom.interruption import signals_held_back
 from custom.json_fields import whole_number
 
 WORKERS = ("spawn", "threads")
@@ -60,6 +61,15 @@ class ThreadLoader(DataLoader):
         return self.collate_fn([self.dataset[number] for number in numbers])
 
 
+class SpawnLoader(DataLoader):
+    """A loader whose processes leave SIGINT and SIGTERM to the one that started them."""
+
+    def __iter__(self) -> Any:
+        """Batches of an epoch."""
+        with signals_held_back():
+            return super().__iter__()
+
+
 def training_loader(
     dataset: CropDataset,
     batch_size: int,
@@ -84,7 +94,7 @@ def training_loader(
         raise InputError(f"workers must be 'spawn' or 'threads', got {workers!r}.")
     if whole_number(num_workers, 0, "num_workers") and workers == "threads":
         return ThreadLoader(dataset, batch_size, sampler, num_workers)
-    return DataLoader(
+    return SpawnLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

@@ -67,7 +67,7 @@ def read_model(folder: Path) -> dict[str, Any]:
     digest = _digest(folder / WEIGHTS)
     for described in (found, found.get(PREVIOUS)):
         # models of 0.1.0 have no digests
-        if described and described.get(DIGESTS, {}).get(WEIGHTS, digest) == digest:
+        if described is not None and described.get(DIGESTS, {}).get(WEIGHTS, digest) == digest:
             return {key: value for key, value in described.items() if key != PREVIOUS}
     raise InputError(
         f"model '{folder / WEIGHTS}' is not the one that {DESCRIPTION} beside it describes: put "

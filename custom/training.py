@@ -1,8 +1,9 @@
 """A training run that is taken up where it stood, and the volumes it reads."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -12,13 +13,15 @@ from monai.engines import SupervisedTrainer
 from custom.checkpoints import TrainingCheckpoint
 from custom.crop_check import refuse_crop_size
 from custom.datasets import CropSampler
-from custom.distributed import rank
+from custom.distributed import is_writer, rank, world_size
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
 from custom.features.pool import pooled
 from custom.features.settings import complete_settings, load_backbone_and_spec
 from custom.features.spec import FeatureSpec
+from custom.folder_lock import sole_writer_of_all
+from custom.interruption import STOPPED, Interruption
 from custom.json_fields import picked
 from custom.live import FeatureVolume, live_volumes
 
@@ -45,6 +48,8 @@ class TrainingSession:
         seed: of dropout, which is drawn anew from it, the process and the batch's number before
             every batch: a training that is taken up draws what it would have drawn.
         sampler: of the trainer's data, which leaves out what an epoch under way has had.
+        evaluator: that validates; stopped after a volume when the training is to stop.
+        folders: that no other run may write meanwhile, by the configuration's key.
     """
 
     def __init__(
@@ -57,16 +62,27 @@ class TrainingSession:
         batch_size: int,
         seed: int = 0,
         sampler: CropSampler | None = None,
+        evaluator: Engine | None = None,
+        folders: Mapping[str, str] | None = None,
     ) -> None:
         self.trainer = trainer
         self.seed = seed
         trainer.add_event_handler(Events.ITERATION_STARTED, self._seed_batch)
         history.attach(trainer)
         checkpoint.attach(trainer)
+        self.interruption, self._farewell = Interruption(), ""
+        if evaluator is not None:
+            evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_validation)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._stop_after_batch)
+        trainer.add_event_handler(Events.EPOCH_STARTED, self._stop_before_epoch)
+        for engine in (trainer, evaluator):
+            if engine is not None:
+                engine.logger.addFilter(_says_more_than_stopped)
         self.checkpoint = checkpoint
         self.iterations_per_epoch = iterations_per_epoch
         self.crop_size, self.batch_size = crop_size, batch_size
         self.sampler = sampler
+        self.folders = folders or {}
 
     def _seed_batch(self, engine: Engine) -> None:
         sequence = np.random.SeedSequence((self.seed, rank(), engine.state.iteration))
@@ -76,10 +92,23 @@ class TrainingSession:
         """Train; a finished training is left as it is.
 
         Raises:
-            InputError: the network cannot take the crops; the checkpoint does not fit, or has been
-                trained for more epochs.
+            InputError: the network cannot take the crops; another run writes the same folders; the
+                checkpoint does not fit, or has been trained for more epochs.
+            SystemExit: with status ``STOPPED``: a signal has asked it to stop, and all is saved.
         """
         refuse_crop_size(self.trainer.network, self.crop_size, self.batch_size)
+        with (
+            sole_writer_of_all(self.folders if is_writer() else {}),
+            self.interruption.listening(),
+        ):
+            try:
+                self._take_up()
+            except SystemExit:
+                if is_writer():
+                    sys.stderr.write(self._farewell)
+                raise
+
+    def _take_up(self) -> None:
         batches = self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
         ending = batches == self.iterations_per_epoch
         self._refuse_fewer_epochs(batches)
@@ -101,6 +130,31 @@ class TrainingSession:
                 state.max_epochs,
             )
 
+    def _stop_before_epoch(self, engine: Engine) -> None:
+        if self._wished(engine):
+            self._stop()
+
+    def _stop_after_batch(self, engine: Engine) -> None:
+        if self.checkpoint.between_steps(engine) and self._wished(engine):
+            self.checkpoint.save(engine, engine.state.epoch - 1)
+            self._stop()
+
+    def _stop_validation(self, engine: Engine) -> None:
+        state: Any = engine.state
+        left = state.epoch_length - state.iteration
+        if left and world_size() == 1 and self._wished(engine):  # processes have other volumes
+            self._stop("; the validation that was under way will be done again")
+
+    def _wished(self, engine: Engine) -> bool:
+        return self.interruption.wished_by_any(getattr(engine.state, "device", None))
+
+    def _stop(self, lost: str = "") -> NoReturn:
+        self._farewell = (
+            f"\nstopped, and saved after batch {self.trainer.state.iteration}{lost}; the same "
+            f"command goes on from there\n"
+        )
+        raise SystemExit(STOPPED)
+
     def _refuse_fewer_epochs(self, batches: int) -> None:
         state = self.trainer.state
         begun = batches % self.iterations_per_epoch
@@ -111,6 +165,11 @@ class TrainingSession:
             f"epochs is {state.max_epochs}, but '{self.checkpoint.path}' has been trained for "
             f"{state.epoch}{more}: raise epochs, or choose another model_dir to train anew."
         )
+
+
+def _says_more_than_stopped(record: logging.LogRecord) -> bool:
+    """Whether a line of ignite's log is not about the end that a signal has asked for."""
+    return not record.getMessage().endswith(f"terminating due to exception: {STOPPED}")
 
 
 def _end_epoch(engine: Engine) -> None:

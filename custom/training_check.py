@@ -22,7 +22,7 @@ from custom.features.cache import CachedVolume, refuse_difference
 from custom.features.settings import asked_of, complete_settings
 from custom.features.triplane import entries_for
 from custom.json_fields import flag, picked, whole_number, whole_numbers
-from custom.model_files import MODEL_FILES
+from custom.model_folder import DESCRIPTION, SAFE_WEIGHTS, WEIGHTS
 from custom.networks.fusion import TokenUNet
 from custom.planes import NORMAL_AXIS
 from custom.step_memory import Shapes, Step, StepMemory, step_memory
@@ -216,7 +216,7 @@ def checkpoint_bytes(memory: StepMemory, averaged: int, model_dir: Path) -> int:
     """
     last = memory.weights + averaged + memory.optimizer
     best = 2 * memory.weights
-    paths = [model_dir / name for name in ("last.pt", *MODEL_FILES)]
+    paths = [model_dir / name for name in ("last.pt", WEIGHTS, SAFE_WEIGHTS, DESCRIPTION)]
     there = sum(path.stat().st_size for path in paths if path.is_file())
     return max(last, best, 2 * (last + best) - there)
 

@@ -21,6 +21,7 @@ BOTTOM = {
     "errors",
     "file_arrays",
     "files",
+    "folder_lock",
     "json_fields",
     "label_classes",
     "locations",

@@ -1,4 +1,8 @@
+import os
+import signal
+import threading
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +13,7 @@ from torch import nn
 
 from custom.checkpoints import TrainingCheckpoint, load_checkpoint, save_atomically
 from custom.errors import InputError
+from custom.interruption import STOPPED
 from custom.training import TrainingSession, training_volumes
 
 LENGTH = 3  # batches of an epoch
@@ -72,8 +77,11 @@ class NoHistory:
 
 
 def session(folder: Path, trainer: Trainer, **settings: Any) -> TrainingSession:
+    evaluator = settings.pop("evaluator", None)
     checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"log": trainer.log}, **settings)
-    made = TrainingSession(trainer, NoHistory(), checkpoint, LENGTH, (4, 4, 4), 1)  # type: ignore[arg-type]
+    made = TrainingSession(
+        trainer, NoHistory(), checkpoint, LENGTH, (4, 4, 4), 1, 0, None, evaluator
+    )  # type: ignore[arg-type]
     trainer.stops_after()
     return made
 
@@ -166,6 +174,101 @@ def test_epochs_of_another_length_begin_anew(
     monkeypatch.setattr("tests.test_training.LENGTH", LENGTH + 1)
     assert trained(tmp_path).begun_at == LENGTH + 1
     assert "4 batches now, not 3: the one under way begins anew" in caplog.text
+
+
+# --- signals ---
+
+
+class Signalled(Trainer):
+    """Gets a signal in a batch, once or twice."""
+
+    def __init__(self, epochs: int, batch: int, *numbers: int) -> None:
+        super().__init__(epochs)
+        self.at, self.numbers = batch, numbers
+
+    def _batch(self, engine: Engine, batch: int) -> None:
+        if engine.state.iteration == self.at:
+            for number in self.numbers:
+                os.kill(os.getpid(), number)
+        super()._batch(engine, batch)
+
+
+@pytest.mark.parametrize("numbers", [(SIGTERM,), (SIGINT,), (SIGTERM, SIGTERM), (SIGINT, SIGTERM)])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_signal_ends_a_training_when_its_step_is_done_and_saved(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], numbers: tuple[int, ...], steps: int
+) -> None:
+    whole = trained(tmp_path / "whole", accumulation_steps=steps)
+    for batch in range(1, 3 * LENGTH + 1):
+        folder, handlers = tmp_path / str(batch), [signal.getsignal(n) for n in (SIGINT, SIGTERM)]
+        with pytest.raises(SystemExit) as caught:
+            session(folder, Signalled(3, batch, *numbers), accumulation_steps=steps).run()
+        assert caught.value.code == STOPPED == 75
+        assert [signal.getsignal(n) for n in (SIGINT, SIGTERM)] == handlers
+        begin = (batch - 1) // LENGTH * LENGTH  # of the epoch
+        end = begin + min(-(-(batch - begin) // steps) * steps, LENGTH)  # of the step
+        assert load_checkpoint(folder / "last.pt")["iteration"] == end
+        said = capfd.readouterr().err
+        assert f"stopped, and saved after batch {end}; the same command" in said
+        assert said.count("training stops when") == 1
+        again = trained(folder, accumulation_steps=steps)
+        assert again.log.lines == whole.log.lines
+        assert again.begun_at == (end + 1 if end < 3 * LENGTH else None)
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        session(tmp_path, Signalled(3, 2, SIGTERM, SIGINT, SIGINT)).run()
+    assert load_checkpoint(tmp_path / "last.pt")["iteration"] == 0
+
+
+def test_a_signal_before_the_first_batch_ends_a_training_without_one(tmp_path: Path) -> None:
+    trainer = Trainer(3)
+    made = session(tmp_path, trainer)
+    trainer.add_event_handler(Events.STARTED, lambda: os.kill(os.getpid(), SIGTERM))
+    with pytest.raises(SystemExit):
+        made.run()
+    assert (trainer.begun_at, load_checkpoint(tmp_path / "last.pt")["iteration"]) == (None, 0)
+
+
+def test_a_signal_in_a_validation_ends_it_and_it_is_done_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = trained(tmp_path / "whole")
+
+    def validated(stop: bool) -> Trainer:
+        trainer, volumes = Trainer(3), []
+
+        def predict(engine: Engine, volume: int) -> None:
+            volumes.append(volume)
+            if stop and len(volumes) == 5:  # the second of the second validation
+                os.kill(os.getpid(), SIGINT)
+
+        evaluator = Engine(predict)
+        trainer.volumes = volumes  # type: ignore[attr-defined]
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run([7, 8, 9]) and None)
+        session(tmp_path / "cut", trainer, evaluator=evaluator).run()
+        return trainer
+
+    with pytest.raises(SystemExit):
+        validated(stop=True)
+    said = capfd.readouterr().err
+    assert f"after batch {2 * LENGTH}; the validation that was under way will be done again" in said
+    assert "exception" not in caplog.text
+    again = validated(stop=False)
+    assert (again.begun_at, again.volumes) == (2 * LENGTH + 1, [7, 8, 9] * 2)  # type: ignore[attr-defined]
+    assert again.log.lines == whole.log.lines
+
+
+def test_a_training_in_another_thread_listens_to_nobody(tmp_path: Path) -> None:
+    trainer = Trainer(1)
+    thread = threading.Thread(target=session(tmp_path, trainer).run)
+    thread.start()
+    thread.join()
+    assert len(trainer.log.lines) == LENGTH + 1
+
+
+# --- what is there ---
 
 
 def test_another_trainings_model_is_refused_and_our_own_is_not(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def epoch(folder: Path) -> int:
 
 def test_a_finished_training_is_left_alone(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     def state() -> dict[Path, tuple[int, int]]:
-        paths = [path for path in project.rglob("*") if path.is_file()]
+        paths = [p for p in project.rglob("*") if p.is_file() and p.name != ".lock"]
         return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
     before = state()
