@@ -1,0 +1,57 @@
+"""``_target_``: which callables a configuration may name."""
+
+import re
+
+from custom.inspection.allow_lists import (
+    CLOSED_CLASSES,
+    CLOSED_CUSTOM,
+    CLOSED_MONAI,
+    IGNITE_MODULES,
+    TARGET_BUILTINS,
+    TARGET_FUNCTIONS,
+    TORCH_MODULES,
+)
+from custom.inspection.own_project import OwnProject, is_module
+
+_NAME = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*")
+_CLASS = re.compile(r"[A-Z]\w*")
+
+
+def target_fault(target: object, own: OwnProject) -> str | None:
+    """Why a ``_target_`` is outside the allow-list, as the end of a sentence; None if it is not.
+
+    Allowed are the targets of the project's own configurations; classes of ``custom``, of
+    ``monai``, of ``ignite`` and of those modules of ``torch`` that networks and optimizers come
+    from; a few functions and builtins. Nothing is imported. A dotted name must lead through
+    modules: ``torch.os.system`` leads through what torch happens to have imported.
+    """
+    if not isinstance(target, str) or not _NAME.fullmatch(target):
+        return "is no plain name"
+    if target in own.targets or target in TARGET_FUNCTIONS | TARGET_BUILTINS:
+        return None
+    module, _, last = target.rpartition(".")
+    if not _CLASS.fullmatch(last):
+        return "is no class and not on the list of functions"
+    package = target.split(".")[0]
+    if not module or package == "monai":
+        return _monai_fault(module, last, own)
+    if package == "custom":
+        closed = any(module == name or module.startswith(f"{name}.") for name in CLOSED_CUSTOM)
+        return None if own.defines_class(target) and not closed else "is no class of custom"
+    if module in TORCH_MODULES | IGNITE_MODULES:
+        return None
+    return "is outside the allow-list"
+
+
+def _monai_fault(module: str, name: str, own: OwnProject) -> str | None:
+    """The same of one of MONAI's, whose classes are found without their module, too."""
+    homes = own.monai_classes.get(name, set())
+    if name == "DataLoader" and module in ("", "monai.data"):
+        return None
+    if not homes:
+        return "is no class of MONAI's"
+    if name in CLOSED_CLASSES or any(home.split(".")[0] in CLOSED_MONAI for home in homes):
+        return "is a class of MONAI's that runs what it is given"
+    if module and not is_module(module):
+        return "does not lead through modules"
+    return None

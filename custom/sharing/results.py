@@ -1,0 +1,56 @@
+"""What a training and an evaluation left behind that a reader of the model card wants to see."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from custom.json_fields import read_object
+
+MOST_PICTURES = 6
+LARGEST = 4 * 2**20  # bytes of one
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores and pictures of a model.
+
+    Args:
+        validation: scores by volume, or of all as "all volumes", at the model's epoch.
+        test: of an evaluating run, one row for each volume.
+        section: of the datalist that it scored.
+        pictures: PNGs.
+    """
+
+    validation: Mapping[str, Mapping[str, Any]]
+    test: Sequence[Mapping[str, Any]]
+    section: str
+    pictures: Sequence[Path]
+
+
+def found_results(eval_dir: str | Path, description: Mapping[str, Any]) -> Results:
+    """What a folder of results holds of a model; nothing if there is none.
+
+    Args:
+        eval_dir: of the training and evaluating runs.
+        description: of the model.
+
+    Raises:
+        InputError: ``scores.json`` is damaged.
+    """
+    folder = Path(eval_dir)
+    scores: Mapping[str, Any] = {}
+    if (folder / "scores.json").is_file():
+        scores = read_object(folder / "scores.json", f"scores '{folder / 'scores.json'}'")
+    rows = [row for row in scores.get("entries", []) if isinstance(row, dict) and "id" in row]
+    panels = sorted(folder.rglob(f"*{int(description.get('epoch', 0)):04d}*.png"))
+    scored = [folder / f"{row['id']}.png" for row in rows]
+    pictures = [p for p in (*panels, *scored) if p.is_file() and p.stat().st_size <= LARGEST]
+    per_volume = description.get("volume_scores") or {}
+    overall = {"all volumes": description.get("validation", {})}
+    return Results(
+        {**per_volume, **overall} if len(per_volume) != 1 else per_volume,
+        rows,
+        str(scores.get("section", "")),
+        list(dict.fromkeys(pictures))[:MOST_PICTURES],
+    )
