@@ -17,7 +17,7 @@ from custom.evaluation import comparable, segmentation_of
 from custom.inference_check import check_inference
 from custom.preprocessing import Preprocessor
 from custom.running import kind_of
-from custom.training_check import check_training
+from custom.training_check import check_training, check_validation
 
 
 def check_arrays(config: Mapping[str, Any], run: str) -> ArrayReport:
@@ -45,6 +45,8 @@ def _check_preprocessing(parser: ConfigParser) -> ArrayReport:
 
 
 def _check_evaluating(parser: ConfigParser) -> ArrayReport:
+    if "validate" in parser:  # a model is scored on validation volumes
+        return check_validation(parser)
     datalist, section, folder = (
         parser.get_parsed_content(key) for key in ("datalist", "section", "output_dir")
     )

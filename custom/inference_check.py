@@ -43,11 +43,7 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
         spec, found = volumes[0].spec, cached(volumes)
     else:
         spec, found = None, _listed(parser)
-    if value("token_channels"):
-        trained = FeatureSpec.from_json(description["features"])
-        wanted = spec or asked_of(trained, value("features"))
-        refuse_other_features(value("model_dir"), description, wanted)
-    check_model(parser, description, layout)
+    check_model(parser, description, spec)
     refuse_places(value("output_dir"), [volume["id"] for volume in found])
     shapes = [volume["shape"] for volume in found]
     disk = output_bytes(shapes, layout, bool(value("write_lsds")))
@@ -59,19 +55,24 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
 
 
 def check_model(
-    parser: ConfigParser, description: Mapping[str, Any], layout: ChannelLayout
+    parser: ConfigParser, description: Mapping[str, Any], spec: FeatureSpec | None
 ) -> None:
     """Refuse a model that was trained as another one than the configuration says.
 
     Args:
         parser: of the configuration.
         description: of the model.
-        layout: of the configuration.
+        spec: of the features that it will be given; None where they are not extracted yet.
 
     Raises:
         InputError: names what differs.
     """
     value = parser.get_parsed_content
+    layout = value("channels")
+    if value("token_channels"):
+        trained = FeatureSpec.from_json(description["features"])
+        wanted = spec or asked_of(trained, value("features"))
+        refuse_other_features(value("model_dir"), description, wanted)
     check_prediction(description, layout, value("dimensions"), value("model_dir"))
     if layout.num_affinities:
         refuse_other_offsets(description, value("affinity_offsets"), value("model_dir"))

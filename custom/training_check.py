@@ -21,7 +21,9 @@ from custom.features.backbone import available_device
 from custom.features.cache import CachedVolume, refuse_difference
 from custom.features.settings import asked_of, complete_settings
 from custom.features.triplane import entries_for
+from custom.inference_check import check_model
 from custom.json_fields import flag, picked, whole_number, whole_numbers
+from custom.model_files import read_description
 from custom.model_folder import DESCRIPTION, SAFE_WEIGHTS, WEIGHTS
 from custom.networks.fusion import TokenUNet
 from custom.planes import NORMAL_AXIS
@@ -79,6 +81,23 @@ def check_training(parser: ConfigParser) -> ArrayReport:
     return ArrayReport(split, {"model_dir": disk}, needed)
 
 
+def check_validation(parser: ConfigParser) -> ArrayReport:
+    """Volumes and model of an evaluation that is a validation.
+
+    Raises:
+        InputError: names the first mistake.
+    """
+    value = parser.get_parsed_content
+    part = value("validate#volumes#section")
+    description = read_description(value("model_dir"))
+    if value("source") == "cache":
+        volumes = _cached(parser, part)
+        check_model(parser, description, volumes[0].spec)
+        return ArrayReport({part: cached(volumes)})
+    check_model(parser, description, None)
+    return ArrayReport({part: _listed(parser, part, ())})
+
+
 def _cached(parser: ConfigParser, part: str) -> list[CachedVolume]:
     """Volumes of a cache, with the features that are wanted as far as settings tell."""
     value = parser.get_parsed_content
@@ -98,7 +117,7 @@ def _listed(parser: ConfigParser, part: str, crop_size: Sequence[int]) -> list[d
         ids = picked([entry.id for entry in entries], chosen, "volume_indices")
         entries = tuple(entry for entry in entries if entry.id in ids)
     opened = [place_entry(entry) for entry in entries]
-    if part == "training":
+    if part == "training" and crop_size:
         extents = [
             Extent(
                 o.entry.id, (o.roi.shape[0], o.roi.shape[1], o.roi.shape[2]), o.labels is not None
@@ -181,19 +200,28 @@ def training_memory(parser: ConfigParser, batch: Shapes) -> StepMemory | None:
     Raises:
         InputError: the network cannot take the crops, or its result does not fit the targets.
     """
-    own = ConfigParser(deepcopy(parser.get("")))
-    own["balance"] = None  # counts labels, and is a few numbers
-    own["device"] = "cpu"
-    own["network"] = "@network_def"
-    layout = own.get_parsed_content("channels")
+    config = _without_balance(parser.get(""))
+    config |= {"device": "cpu", "network": "@network_def"}
 
     def step() -> Step | None:
+        own = ConfigParser(deepcopy(config))
         network = own.get_parsed_content("network")
         if not isinstance(network, TokenUNet):
             return None  # it may take other arguments; the first step will tell
         return Step(network, own.get_parsed_content("loss"), own.get_parsed_content("optimizer"))
 
-    return step_memory(step, batch, layout, amp_type(parser))
+    return step_memory(step, batch, parser.get_parsed_content("channels"), amp_type(parser))
+
+
+def _without_balance(config: Any) -> Any:
+    """The same without weights that are counted from labels: they are a few numbers."""
+    if isinstance(config, Mapping):
+        if config.get("_target_") == "custom.class_balance.class_balance":
+            return None
+        return {key: _without_balance(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_without_balance(value) for value in config]
+    return config
 
 
 def amp_type(parser: ConfigParser) -> torch.dtype | None:
