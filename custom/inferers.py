@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
@@ -80,8 +81,10 @@ class CropInferer(Inferer):
     ) -> Tensor:
         """Logits (B, C, D, H, W), float32."""
         run = self._run_compiled if self.compile else _run
+        positional = [_plain(value) for value in (inputs, *args)]
+        named = {name: _plain(value) for name, value in kwargs.items()}
         with self.precision.autocast(inputs.device):
-            return run(network, inputs, *args, **kwargs).float()
+            return run(network, *positional, **named).float()
 
     def _run_compiled(self, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         from torch._dynamo.exc import TorchDynamoException  # takes a second to import
@@ -96,6 +99,11 @@ class CropInferer(Inferer):
                 f"({first_mismatch(error)}): install a C++ compiler (for CUDA, Triton comes with "
                 "torch), or set compile_network to false."
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A tensor without MONAI's metadata, which torch.compile does not take, and which cost time."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
 def _run(network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

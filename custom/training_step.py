@@ -14,12 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom import distributed
+from custom.determinism import explained
 from custom.ema import AveragedNetwork
 from custom.epochs import Group, group_of
 from custom.errors import InputError
 from custom.json_fields import whole_number
 from custom.non_finite import NonFiniteSteps, cause_in_gradient, cause_in_loss, sample_names
 from custom.schedules import step_schedule
+from custom.target_shares import target_shares
 
 Batch = Mapping[str, Any]
 
@@ -35,9 +37,9 @@ class TrainingStep:
     schedule and average stay as they were. A gradient that overflows in float16 while its loss is
     scaled is what the scaler looks for, and does not count towards the limit.
 
-    ``engine.state.step_info`` says of the last batch: ``lr`` and, where a group ends, ``skipped``
-    (0 or 1) and, if it was taken, ``gradient_norm`` (before clipping) and with float16
-    ``loss_scale``.
+    ``engine.state.step_info`` says of the last batch: ``lr``, ``target_shares`` if the loss has a
+    layout, and, where a group ends, ``skipped`` (0 or 1) and, if it was taken, ``gradient_norm``
+    (before clipping) and with float16 ``loss_scale``.
 
     Args:
         max_gradient_norm: largest L2 norm of all gradients together; None for any.
@@ -83,10 +85,12 @@ class TrainingStep:
         if group.begins:
             self._begin(engine)
         info = {"lr": float(engine.optimizer.param_groups[0]["lr"])}
-        with _no_sync(engine.network, group):
+        with _no_sync(engine.network, group), explained():
             self._forward(engine, batch)
             self._backward(engine, batch, group)
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        if layout := getattr(engine.loss_function, "layout", None):
+            info |= target_shares(engine.state.output[Keys.LABEL], layout)
         engine.state.step_info = info | (self._update(engine) if group.ends else {})
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         output: dict[str, Any] = engine.state.output
