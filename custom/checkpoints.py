@@ -35,23 +35,24 @@ class SchedulePosition:
     would overrule ``epochs`` and ``learning_rate`` of the run that goes on.
 
     Args:
-        scheduler: stepped by a handler.
+        scheduler: stepped by the training step, or by validation's score.
     """
 
-    KEPT = ("last_epoch", "_step_count", "_last_lr")
+    KEPT = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter")
 
     def __init__(self, scheduler: LRScheduler) -> None:
         self.scheduler = scheduler
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps so far and the last learning rates."""
+        """Steps so far and the last learning rates; of a plateau, what it waits for."""
         state = self.scheduler.state_dict()
-        return {name: state[name] for name in self.KEPT}
+        return {name: state[name] for name in self.KEPT if name in state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the position of the run that is taken up."""
-        position = {name: state[name] for name in self.KEPT}
-        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **position})
+        form = self.scheduler.state_dict()
+        position = {name: state[name] for name in self.KEPT if name in form}
+        self.scheduler.load_state_dict({**form, **position})
 
 
 class TrainingCheckpoint:

@@ -55,7 +55,8 @@ class CropDataset(Dataset[Sample]):
     xz and yz, zyx, 0 for a plane that is not in the mean; ``labels``
     int64 (classes, where they are predicted) and ``mask`` bool (1, D + 2 hz, H + 2 hy, W + 2 hx)
     with the halo that targets need;
-    ``voxel_size_nm`` (3,) float64. With a context, what ``CoarseVolume.around`` gives.
+    ``voxel_size_nm`` (3,) float64. With a context, what ``CoarseVolume.around`` gives. And what
+    messages name it by: ``sample_number``, ``sample_volume`` (its id), ``sample_offset`` (3,).
 
     Args:
         volumes: with labels, from ``training_volumes``.
@@ -150,7 +151,8 @@ class CropDataset(Dataset[Sample]):
         random = np.random.default_rng((self.seed, number))
         for _ in range(MAX_HIDDEN):
             index, offset, truth = self._draw(random)
-            sample = self._transformed(self._read(index, offset, truth), random)
+            named = {"sample_number": number, **self._read(index, offset, truth)}
+            sample = self._transformed(named, random)
             if self._counts(sample):
                 return sample
         raise InputError(
@@ -239,6 +241,8 @@ class CropDataset(Dataset[Sample]):
             "labels": torch.from_numpy(labels)[None],
             "mask": torch.from_numpy(mask)[None],
             "voxel_size_nm": torch.tensor(volume.voxel_size_nm, dtype=torch.float64),
+            "sample_volume": volume.id,
+            "sample_offset": torch.tensor(offset),
         }
         if self.cached_targets:
             sample |= stored_targets(volume, roi)

@@ -1,20 +1,23 @@
-"""How a batch reaches the network: with its tokens, in windows, in bfloat16."""
+"""How a batch reaches the network: with its tokens, in windows, in half precision."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.inferers import Inferer, SlidingWindowInferer
 from torch import Tensor
 
 from custom.channels import LSD_CHANNELS_3D, ChannelLayout
+from custom.checkpoints import first_mismatch
 from custom.context import CONTEXT, CoarseVolume, coarse_volume, context_factor_of
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.json_fields import flag, whole_numbers
 from custom.mirroring import SPATIAL_AXES, Mirroring
 from custom.planes import PLANES
+from custom.precision import Precision
 
 
 class PrepareTokenBatch(PrepareBatch):
@@ -55,22 +58,56 @@ class CropInferer(Inferer):
     """The network on whole crops.
 
     Args:
-        amp: run the network under bfloat16 autocast.
+        amp: run the network under autocast, in half precision.
+        amp_dtype: which: "bfloat16" or "float16".
+        compile: run it through torch.compile, which translates it when it first runs; the network
+            itself, which validation uses and files hold, stays as it is.
 
     Raises:
-        InputError: ``amp`` is not a bool.
+        InputError: ``amp`` or ``compile`` is not a bool, ``amp_dtype`` another word; on call:
+            compiling fails.
     """
 
-    def __init__(self, amp: bool = False) -> None:
+    def __init__(
+        self, amp: bool = False, amp_dtype: str = "bfloat16", compile: bool = False
+    ) -> None:
         super().__init__()
-        self.amp = flag(amp, "amp")
+        self.precision = Precision(amp, amp_dtype)
+        self.compile = flag(compile, "compile_network")
+        self._compiled: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Logits (B, C, D, H, W), float32."""
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
-            return network(inputs, *args, **kwargs).float()
+        run = self._run_compiled if self.compile else _run
+        positional = [_plain(value) for value in (inputs, *args)]
+        named = {name: _plain(value) for name, value in kwargs.items()}
+        with self.precision.autocast(inputs.device):
+            return run(network, *positional, **named).float()
+
+    def _run_compiled(self, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+
+        if self._compiled is None or self._compiled[0] is not network:
+            self._compiled = network, torch.compile(network)
+        try:
+            return self._compiled[1](*args, **kwargs)
+        except TorchDynamoException as error:
+            raise InputError(
+                f"compile_network is true, but torch.compile fails for the network "
+                f"({first_mismatch(error)}): install a C++ compiler (for CUDA, Triton comes with "
+                "torch), or set compile_network to false."
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A tensor without MONAI's metadata, which torch.compile does not take, and which cost time."""
+    return value.as_tensor() if isinstance(value, MetaTensor) else value
+
+
+def _run(network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return network(*args, **kwargs)
 
 
 class TokenSlidingWindowInferer(Inferer):
@@ -83,7 +120,7 @@ class TokenSlidingWindowInferer(Inferer):
         roi_size: (D, H, W) of a window; axes on which the volume is smaller use the volume's size.
         overlap: of neighbouring windows, a fraction from 0 to below 1.
         sw_batch_size: windows per forward pass.
-        amp: run the network under bfloat16 autocast.
+        amp: run the network under autocast, in half precision.
         progress: show a progress bar.
         mirror: predict every window in its eight mirrorings and take the mean: eight times the
             work for smoother predictions. In 2D, four times.
@@ -91,10 +128,11 @@ class TokenSlidingWindowInferer(Inferer):
         layout: of the network's channels; None for affinities, with or without LSDs.
         dimensions: 2 for a network that sees one section at a time: z is not mirrored then.
         context_factor: of the network's context, one or three whole numbers; None without.
+        amp_dtype: of autocast, "bfloat16" or "float16".
 
     Raises:
         InputError: ``amp`` or ``mirror`` is not a bool, ``overlap`` or ``roi_size`` is out of
-            range, or the offsets are missing.
+            range, ``amp_dtype`` is another word, or the offsets are missing.
     """
 
     def __init__(
@@ -109,6 +147,7 @@ class TokenSlidingWindowInferer(Inferer):
         layout: ChannelLayout | None = None,
         dimensions: int = 3,
         context_factor: int | Sequence[int] | None = None,
+        amp_dtype: str = "bfloat16",
     ) -> None:
         super().__init__()
         self.roi_size = whole_numbers(list(roi_size), 3, 1, "the inferer's roi_size")
@@ -116,7 +155,7 @@ class TokenSlidingWindowInferer(Inferer):
             raise InputError(f"the inferer's overlap must be from 0 to below 1, got {overlap}.")
         self.overlap = overlap
         self.sw_batch_size = sw_batch_size
-        self.amp = flag(amp, "amp")
+        self.precision = Precision(amp, amp_dtype)
         self.progress = progress
         self.layout = layout
         of_classes = layout is not None and layout.num_classes > 0
@@ -155,7 +194,7 @@ class TokenSlidingWindowInferer(Inferer):
             return probabilities(windows, tokens)
 
         def probabilities(windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-            with torch.autocast(windows.device.type, torch.bfloat16, enabled=self.amp):
+            with self.precision.autocast(windows.device):
                 logits = network(windows, *args, **tokens).float()
             return as_probabilities(logits, self.layout)
 

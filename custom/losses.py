@@ -216,6 +216,7 @@ class SumOfLosses(nn.Module):
                 "loss: SumOfLosses has no terms for this output_type; choose another loss"
             )
         self.terms = dict(terms)  # they have no parameters
+        self.layout = next(iter(self.terms.values())).layout
         self.components: dict[str, Tensor] = {}
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:

@@ -299,7 +299,8 @@ def test_samples_with_cached_targets_equal_those_with_computed_ones(
     for number in range(12):
         one, other = cached[number], computed[number]
         assert one.keys() == other.keys()
-        for name in one.keys() - {"label"}:
+        assert [one[k] == other[k] for k in ("sample_number", "sample_volume")] == [True, True]
+        for name in one.keys() - {"label", "sample_number", "sample_volume"}:
             assert torch.equal(one[name], other[name]), name
         for part in (layout.affinities, layout.valid, layout.lsd_mask):
             assert torch.equal(one["label"][part], other["label"][part])

@@ -203,6 +203,18 @@ class TestCrops:
         assert sample["labels"].dtype == torch.int64
         assert sample["voxel_size_nm"].tolist() == VOXEL_SIZE
 
+    def test_a_batch_says_where_its_samples_come_from(
+        self, datalist: Path, cache_dir: Path
+    ) -> None:
+        wholes = {whole["id"]: whole for whole in raw_dataset(datalist)}
+        dataset = crops(cache_dir, crop_size=CROP, transform=transform())
+        (batch,) = DataLoader(dataset, batch_size=len(dataset))
+        assert batch["sample_number"].tolist() == list(range(len(dataset)))
+        plain = crops(cache_dir, crop_size=CROP)
+        for number in range(len(dataset)):
+            volume, offset = batch["sample_volume"][number], batch["sample_offset"][number].tolist()
+            assert tuple(offset) == offset_of(plain[number], wholes[volume])
+
     def test_volumes_are_drawn_in_proportion_to_their_places(self, cache_dir: Path) -> None:
         dataset = crops(cache_dir)
         places = [
@@ -232,7 +244,8 @@ class TestCrops:
 
     def test_tokens_are_left_out_on_request(self, cache_dir: Path) -> None:
         names = set(crops(cache_dir, use_tokens=False)[0])
-        assert names == {"image", "labels", "mask", "voxel_size_nm"}
+        named = {"sample_number", "sample_volume", "sample_offset"}
+        assert names == {"image", "labels", "mask", "voxel_size_nm", *named}
 
     def test_raw_is_left_out_on_request(
         self, cache_dir: Path, monkeypatch: pytest.MonkeyPatch

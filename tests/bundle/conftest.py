@@ -20,7 +20,7 @@ def _restored_process() -> Iterator[None]:
     sys.excepthook = hook
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
-    set_determinism(None)
+    set_determinism(None, use_deterministic_algorithms=False)
 
 
 @pytest.fixture(scope="session")
