@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.files import replacing
 from custom.json_fields import whole_number
+from custom.network_weights import load_weights_into
 
 logger = logging.getLogger(__name__)
 
@@ -158,15 +160,23 @@ class TrainingCheckpoint:
         return batches
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        for name in ("epoch", *self.parts):
+            if name not in state:
+                raise self._refusal(f"it has no '{name}'")
         for name, part in self.parts.items():
             try:
-                part.load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError, TypeError) as error:
-                raise InputError(
-                    f"checkpoint '{self.path}' does not fit this configuration "
-                    f"({name}: {first_mismatch(error)}): go back to the one it was made with, or "
-                    f"choose another model_dir to train anew."
-                ) from error
+                if isinstance(part, nn.Module):
+                    load_weights_into(part, state[name])
+                else:
+                    part.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                raise self._refusal(f"{name}: {first_mismatch(error)}") from error
+
+    def _refusal(self, reason: str) -> InputError:
+        return InputError(
+            f"checkpoint '{self.path}' does not fit this configuration ({reason}): go back to the "
+            f"one it was made with, or choose another model_dir to train anew."
+        )
 
     def _batches_since(self, state: Mapping[str, Any], iterations_per_epoch: int) -> int:
         """Batches of the epoch that was under way; it begins anew where epochs are others now."""

@@ -28,6 +28,7 @@ from custom.model_folder import (
     write_model,
 )
 from custom.network_settings import network_difference, network_settings
+from custom.network_weights import load_weights_into
 from custom.running import running_config
 from custom.scores import VOI, KeyMetric
 from custom.targets.classes import ClassSettings
@@ -244,8 +245,8 @@ def load_weights(model_dir: str | Path, network: nn.Module) -> None:
     path = Path(model_dir) / "model.pt"
     weights = load_checkpoint(path)
     try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
+        load_weights_into(network, weights)
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"model '{path}' is of another network than network_def: {first_mismatch(error)}."
         ) from error

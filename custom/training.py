@@ -24,6 +24,7 @@ from custom.folder_lock import sole_writer_of_all
 from custom.interruption import STOPPED, Interruption
 from custom.json_fields import picked
 from custom.live import FeatureVolume, live_volumes
+from custom.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class TrainingSession:
         sampler: of the trainer's data, which leaves out what an epoch under way has had.
         evaluator: that validates; stopped after a volume when the training is to stop.
         folders: that no other run may write meanwhile, by the configuration's key.
+        writer: forgets what a stopped run has drawn since it saved.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class TrainingSession:
         sampler: CropSampler | None = None,
         evaluator: Engine | None = None,
         folders: Mapping[str, str] | None = None,
+        writer: TensorBoard | None = None,
     ) -> None:
         self.trainer = trainer
         self.seed = seed
@@ -83,6 +86,7 @@ class TrainingSession:
         self.crop_size, self.batch_size = crop_size, batch_size
         self.sampler = sampler
         self.folders = folders or {}
+        self.writer = writer
 
     def _seed_batch(self, engine: Engine) -> None:
         sequence = np.random.SeedSequence((self.seed, rank(), engine.state.iteration))
@@ -113,6 +117,8 @@ class TrainingSession:
         ending = batches == self.iterations_per_epoch
         self._refuse_fewer_epochs(batches)
         state = self.trainer.state
+        if self.writer is not None:  # an epoch's end draws at its last batch
+            self.writer.purge_from(state.iteration - ending)
         if state.epoch < state.max_epochs:
             if ending:
                 self.trainer.add_event_handler(Events.STARTED, _end_epoch)

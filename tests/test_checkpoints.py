@@ -1,13 +1,24 @@
+import resource
+import signal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 
-from custom.checkpoints import SchedulePosition, first_mismatch, load_checkpoint, save_atomically
+from custom.checkpoints import (
+    SchedulePosition,
+    TrainingCheckpoint,
+    first_mismatch,
+    load_checkpoint,
+    save_atomically,
+)
 from custom.errors import InputError
+from custom.preflight import user_mistake
 
 # --- checkpoints ---
 
@@ -54,6 +65,67 @@ def test_a_networks_first_mismatch_is_short_and_says_which_weight() -> None:
     assert first_mismatch(caught.value).startswith("size mismatch for 0.weight")
     assert "\n" not in first_mismatch(caught.value)
     assert first_mismatch(ValueError("")) == "ValueError"
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "last.pt"
+    save_atomically({"network": nn.Linear(40, 50).state_dict()}, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"last\.pt' is damaged or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """A real limit, as the system sets it: no file of this process may be longer."""
+    path = tmp_path / "last.pt"
+    save_atomically({"weights": torch.ones(1000)}, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            save_atomically({"weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    mistake = user_mistake(caught.value)
+    assert str(path) in str(mistake) and "make room" in str(mistake)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def network(*widths: int) -> nn.Module:
+    return nn.Sequential(*(nn.Linear(n, m) for n, m in pairwise(widths)))
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((2, 3, 4, 5), r"4 are not in the network \(1\.weight, 1\.bias, 2\.weight, \.\.\.\)"),
+        ((2, 4), r"2 have another shape \(0\.weight \[4, 2\], not \[3, 2\], 0\.bias \[4\], not"),
+    ],
+)
+def test_weights_of_another_network_are_named(
+    tmp_path: Path, widths: tuple[int, ...], message: str
+) -> None:
+    save_atomically({"epoch": 1, "network": network(*widths).state_dict()}, tmp_path / "last.pt")
+    checkpoint = TrainingCheckpoint(str(tmp_path / "last.pt"), {"network": network(2, 3)})
+    with pytest.raises(InputError, match=rf"last\.pt' does not fit .*\(network: {message}"):
+        checkpoint.resume(Engine(lambda engine, batch: None), 3)
+    longer = TrainingCheckpoint(str(tmp_path / "last.pt"), {"network": network(*widths, 6)})
+    with pytest.raises(InputError, match=rf"2 are missing \({len(widths) - 1}\.weight"):
+        longer.resume(Engine(lambda engine, batch: None), 3)
+
+
+@pytest.mark.parametrize("foreign", [{"weight": torch.ones(3)}, {"epoch": 3, "network": "none"}])
+def test_a_foreign_file_is_no_checkpoint_of_this_training(
+    tmp_path: Path, foreign: dict[str, Any]
+) -> None:
+    save_atomically(foreign, tmp_path / "last.pt")
+    checkpoint = TrainingCheckpoint(str(tmp_path / "last.pt"), {"network": network(2, 3)})
+    with pytest.raises(InputError, match=r"does not fit this configuration \((it has no|network)"):
+        checkpoint.resume(Engine(lambda engine, batch: None), 3)
 
 
 # --- the schedule ---

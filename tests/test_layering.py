@@ -28,6 +28,7 @@ BOTTOM = {
     "loss_terms",
     "memory",
     "n5_metadata",
+    "network_weights",
     "planes",
     "precomputed_metadata",
     "volumes",

@@ -509,7 +509,7 @@ def test_a_model_whose_weights_do_not_fit_is_refused(project: Path) -> None:
     path = project / "model" / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "config": {}}))
     sentence = refused("inference", project, unet_channels=[4, 12])
-    says(sentence, [str(project / "model" / "model.pt"), "another network", "size mismatch"])
+    says(sentence, [str(project / "model" / "model.pt"), "another network", "another shape"])
     assert len(sentence) < 600
 
 
