@@ -9,7 +9,7 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import Tensor
 
-from custom.distributed import gathered
+from custom.distributed import collected
 from custom.targets.affinities import Offset, paired_slices
 from custom.targets.masks import eroded
 from custom.targets.settings import TargetSettings
@@ -86,7 +86,7 @@ class AffinityScores:
 
     def __init__(self, targets: TargetSettings) -> None:
         self.targets = targets
-        self._counts: list[tuple[str, NDArray[np.int64]]] = []
+        self._counts: dict[str, NDArray[np.int64]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Count every volume, score them when all are through."""
@@ -96,12 +96,12 @@ class AffinityScores:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _forget(self) -> None:
-        self._counts = []
+        self._counts = {}
 
     def _count(self, engine: Engine) -> None:
         state: Any = engine.state
         for given, found in zip(state.batch, state.output, strict=True):
-            self._counts.append((given["id"], self._counted(given, found)))
+            self._counts[given["id"]] = self._counted(given, found)
 
     def _counted(self, given: Mapping[str, Any], found: Mapping[str, Any]) -> NDArray[np.int64]:
         mask = eroded(given["mask"][0].cpu().numpy(), self.targets.mask_erosion)
@@ -116,9 +116,9 @@ class AffinityScores:
     def __call__(self, engine: Engine) -> None:
         """Score."""
         state: Any = engine.state
-        found = gathered(self._counts)
-        state.affinity_scores = {name: self._scores(counts) for name, counts in found}
-        state.metrics |= mean_f1(self._scores(np.sum([counts for _, counts in found], axis=0)))
+        found = collected(self._counts)
+        state.affinity_scores = {name: self._scores(counts) for name, counts in found.items()}
+        state.metrics |= mean_f1(self._scores(np.sum(list(found.values()), axis=0)))
         of_volumes = getattr(state, "volume_scores", {})
         every = {
             name: of_volumes.get(name, {}) | mean_f1(scores)

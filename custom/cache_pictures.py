@@ -1,12 +1,11 @@
 """A cached volume as one picture: raw, features and labels of three slices."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 from funlib.geometry.roi import Roi
-from numpy.typing import NDArray
 
+from custom.feature_colours import colours_of_dense, colours_of_grids
 from custom.features.cache import CachedVolume
 from custom.pictures import (
     Colours,
@@ -14,11 +13,8 @@ from custom.pictures import (
     grey_image,
     paint,
     plane_slice,
-    principal_colours,
 )
 from custom.planes import NORMAL_AXIS, PLANES
-
-Value = TypeVar("Value", bound=np.generic)
 
 
 def volume_sheet(volume: CachedVolume) -> Colours:
@@ -48,27 +44,6 @@ def volume_sheet(volume: CachedVolume) -> Colours:
     return contact_sheet(columns, PLANES)
 
 
-def nearest(
-    entries: NDArray[Value], start: Sequence[float], step: Sequence[float], shape: Sequence[int]
-) -> NDArray[Value]:
-    """The entry of a grid that each voxel lies in.
-
-    Args:
-        entries: (d, h, w, ...), zyx.
-        start: corner of the first entry, voxels, zyx.
-        step: voxels per entry, zyx.
-        shape: (D, H, W) of the box.
-
-    Returns:
-        (D, H, W, ...); beyond the grid its border repeats.
-    """
-    for axis in range(3):
-        position = (np.arange(shape[axis]) + 0.5 - start[axis]) / step[axis]
-        index = np.clip(np.floor(position).astype(int), 0, entries.shape[axis] - 1)
-        entries = np.take(entries, index, axis=axis)
-    return entries
-
-
 def _middle(shape: Sequence[int], plane: str) -> Roi:
     """Box of the middle slice of a plane."""
     offset, size = [0, 0, 0], list(shape)
@@ -79,18 +54,9 @@ def _middle(shape: Sequence[int], plane: str) -> Roi:
 def _feature_colours(volume: CachedVolume, boxes: Mapping[str, Roi]) -> dict[str, Colours]:
     """Colours (D, H, W, 3) of every plane's slice."""
     if volume.spec.layout == "dense":
-        dense = [volume.read_features(box).movedim(0, -1).float().numpy() for box in boxes.values()]
-        return dict(zip(boxes, principal_colours(dense), strict=True))
+        return colours_of_dense({plane: volume.read_features(b) for plane, b in boxes.items()})
     grids = {plane: volume.plane_grid(plane, boxes[plane]) for plane in volume.spec.planes}
-    features = [np.moveaxis(grid.values.float().numpy(), 0, -1) for grid in grids.values()]
-    found = dict(zip(grids, principal_colours(features), strict=True))
-    black: Colours = np.zeros((1, 1, 1, 3), np.uint8)
-    return {
-        plane: nearest(found[plane], grids[plane].start, grids[plane].step, box.shape)
-        if plane in found
-        else nearest(black, (0, 0, 0), (1, 1, 1), box.shape)
-        for plane, box in boxes.items()
-    }
+    return colours_of_grids(grids, {plane: box.shape for plane, box in boxes.items()})
 
 
 def _labels(volume: CachedVolume, box: Roi) -> Colours:

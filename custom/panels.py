@@ -1,48 +1,58 @@
-"""Pictures of the first validation volume, one after every validation."""
+"""Pictures of the first validation volume, after every validation."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ignite.engine import Engine, Events
-from numpy.typing import NDArray
 
 from custom.distributed import is_writer
 from custom.files import write_atomically
+from custom.json_fields import whole_number
 from custom.pictures import (
     Colours,
-    channels_as_colours,
+    beside_each_other,
     contact_sheet,
-    grey_image,
-    matched_by_section,
-    matched_to_truth,
-    paint,
+    gif_bytes,
     plane_slice,
     png_bytes,
+    with_legend,
 )
 from custom.planes import PLANES
-from custom.scores import ClassScore, Score, SegmentationScore, as_uint8, predicted_classes
+from custom.scores import ClassScore, Score
+from custom.shown_volume import ShownVolume, columns, legend, shown_volume
 from custom.tensorboard import TensorBoard
 from custom.validation import trained_iterations
 
+MOST_FRAMES = 48
+ANIMATED = ("raw", "truth", "segmentation", "classes", "errors")
+
 
 class SlicePanel:
-    """Middle slices of the first validation volume: raw, truth, prediction, segmentation.
+    """Middle slices of the first validation volume, and an animation through its sections.
 
-    Written after every validation as PNG and to TensorBoard. Attach to the evaluator.
+    ``panel_<epoch>.png`` has raw, features, truth, target, prediction, segmentation and errors in
+    three planes, ``sections_<epoch>.gif`` some of them section by section. TensorBoard has both.
+    Of large volumes a box in the middle of what counts is shown, and segmented on its own; of more
+    than 48 sections every second, third and so on. As many as TensorBoard keeps are kept.
+
+    Attach to the evaluator, after what scores.
 
     Args:
-        folder: for ``panel_<epoch>.png``.
+        folder: for the files.
         writer: TensorBoard.
         score: says what the prediction is; the best setting of segments segments.
+        size: largest edge of what is shown, voxels.
+
+    Raises:
+        InputError: ``size`` is no whole number from 16 on.
     """
 
-    def __init__(self, folder: str, writer: TensorBoard, score: Score) -> None:
+    def __init__(self, folder: str, writer: TensorBoard, score: Score, size: int = 128) -> None:
         self.folder = Path(folder)
         self.writer = writer
         self.score = score
-        self._item: Mapping[str, Any] = {}
+        self.size = whole_number(size, 16, "picture_size")
+        self._shown: ShownVolume | None = None
 
     def attach(self, engine: Engine) -> None:
         """Keep the first volume, draw it when all are scored; the process that writes has it."""
@@ -52,62 +62,79 @@ class SlicePanel:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
         engine.add_event_handler(Events.COMPLETED, self)
 
-    def _forget(self, engine: Engine) -> None:
-        self._item = {}
+    def _forget(self) -> None:
+        self._shown = None
 
     def _keep(self, engine: Engine) -> None:
-        if not self._item:
+        if self._shown is None:
             state: Any = engine.state
-            self._item = {**state.output[0], "voxel_size_nm": state.batch[0]["voxel_size_nm"]}
+            self._shown = shown_volume(
+                state.batch[0], state.output[0], self.size, _channels(self.score)
+            )
 
     def __call__(self, engine: Engine) -> None:
-        """Draw the panel."""
-        panel = png_bytes(draw_panel(self._item, self.score))
-        write_atomically(self.folder / f"panel_{engine.state.epoch:04d}.png", panel)
-        self.writer.add_images({"validation": panel}, trained_iterations(engine))
+        """Draw."""
+        if self._shown is None:
+            return
+        drawn = columns(self._shown, self.score)
+        panel = png_bytes(draw_panel(self._shown, drawn, self.score))
+        sections = draw_sections(self._shown, drawn)
+        self._shown = None
+        epoch = engine.state.epoch
+        write_atomically(self.folder / f"panel_{epoch:04d}.png", panel)
+        write_atomically(self.folder / f"sections_{epoch:04d}.gif", sections)
+        for pattern in ("panel_[0-9]*.png", "sections_[0-9]*.gif"):
+            files = sorted(self.folder.glob(pattern), key=_epoch)
+            for old in files[: -self.writer.pictures_kept]:
+                old.unlink(missing_ok=True)
+        pictures = {"validation": panel, "validation_sections": sections}
+        self.writer.add_images(pictures, trained_iterations(engine))
 
 
-def draw_panel(item: Mapping[str, Any], score: Score) -> NDArray[np.uint8]:
-    """Contact sheet (rows, columns, 3) of a volume's raw, truth, prediction and segmentation.
+def draw_panel(shown: ShownVolume, drawn: dict[str, Colours], score: Score) -> Colours:
+    """Contact sheet (rows, columns, 3) of the middle slices, with a legend of the errors.
 
     Args:
-        item: ``image`` (1, D, H, W) in [-1, 1], ``label`` (1, D, H, W), ``pred`` (C, D, H, W)
-            probabilities, ``voxel_size_nm`` (3,).
+        shown: its features are drawn after raw.
+        drawn: from ``columns``.
         score: of what was predicted.
     """
-    raw = {"raw": grey_image(item["image"][0].cpu().numpy(), -1, 1)}
-    predicted = (
-        _class_columns(item) if isinstance(score, ClassScore) else _segment_columns(item, score)
-    )
-    size = [float(s) for s in item["voxel_size_nm"]]
-    columns = {
-        name: [plane_slice(volume, plane, size) for plane in PLANES]
-        for name, volume in (raw | predicted).items()
+    sheet = {
+        name: [plane_slice(volume, plane, shown.voxel_size_nm) for plane in PLANES]
+        for name, volume in drawn.items()
     }
-    return contact_sheet(columns, PLANES)
+    if shown.features:
+        colours = [plane_slice(shown.features[p], p, shown.voxel_size_nm) for p in PLANES]
+        sheet = {"raw": sheet["raw"], "features": colours, **sheet}
+    return with_legend(contact_sheet(sheet, PLANES), legend(score))
 
 
-def _segment_columns(item: Mapping[str, Any], score: SegmentationScore) -> dict[str, Colours]:
-    """Volumes (D, H, W, 3) by name: truth, the first affinities, segments in its colours."""
-    segmenter = score.best_segmenter
-    affinities = as_uint8(item["pred"])
-    truth = item["label"][0].cpu().numpy()
-    shown = min(3, len(segmenter.offsets))
-    matched = matched_by_section if score.per_section else matched_to_truth
-    return {
-        "truth": paint(truth),
-        "affinity 1" if shown == 1 else f"affinities 1-{shown}": channels_as_colours(
-            affinities[:shown]
-        ),
-        "segmentation": paint(matched(truth, segmenter(affinities))),
-    }
+def draw_sections(shown: ShownVolume, drawn: dict[str, Colours]) -> bytes:
+    """Animated GIF through z: raw, truth, segmentation and errors side by side.
+
+    Args:
+        shown: gives the voxel size.
+        drawn: from ``columns``.
+    """
+    depth = len(shown.raw)
+    sections = range(0, depth, -(-depth // MOST_FRAMES))
+    volumes = [drawn[name] for name in ANIMATED if name in drawn]
+    frames = [
+        beside_each_other(
+            [plane_slice(volume[z : z + 1], "xy", shown.voxel_size_nm) for volume in volumes]
+        )
+        for z in sections
+    ]
+    return gif_bytes(frames, [f"section {z}" for z in sections])
 
 
-def _class_columns(item: Mapping[str, Any]) -> dict[str, Colours]:
-    """Volumes (D, H, W, 3) by name: truth, probability of any class, most probable class."""
-    background = as_uint8(item["pred"][:1])
-    return {
-        "truth": paint(item["label"][0].cpu().numpy()),
-        "not background": channels_as_colours(255 - background),
-        "classes": paint(predicted_classes(item["pred"])),
-    }
+def _channels(score: Score) -> int:
+    """How many of the prediction's channels pictures need."""
+    if isinstance(score, ClassScore):
+        return len(score.names)
+    return len(score.segmenters[0].offsets)
+
+
+def _epoch(path: Path) -> int:
+    """Epoch in the name of a picture."""
+    return int("".join(character for character in path.name if character.isdigit()))

@@ -16,6 +16,7 @@ Value = TypeVar("Value", bound=np.generic)
 GOLDEN_RATIO = 0.6180339887498949
 MARGIN = 16
 UNKNOWN_GREY = 96
+GIF_COLOURS = 128  # fewer make smaller files
 BASIS_ROWS = 4000  # vectors that a basis is computed from; more change no colour that one could see
 
 
@@ -195,4 +196,38 @@ def png_bytes(image: Colours) -> bytes:
     """An RGB image as a PNG file's content."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def beside_each_other(images: Sequence[Colours], gap: int = 4) -> Colours:
+    """RGB images of one height in a row, white between them."""
+    white = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
+    parts = [part for image in images for part in (image, white)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def with_legend(image: Colours, colours: Mapping[str, tuple[int, int, int]]) -> Colours:
+    """An image above a line that names colours; what the image is too narrow for is cut off."""
+    line = Image.new("RGB", (image.shape[1], MARGIN), "white")
+    draw, left = ImageDraw.Draw(line), 2
+    for name, colour in colours.items():
+        draw.rectangle((left, 3, left + 10, 13), fill=colour)
+        draw.text((left + 14, 2), name, fill="black")
+        left += 24 + int(draw.textlength(name))
+    return np.concatenate([image, np.asarray(line)])
+
+
+def gif_bytes(frames: Sequence[Colours], names: Sequence[str], milliseconds: int = 120) -> bytes:
+    """RGB images of one size as an endless animation, each below its name.
+
+    The names differ, so that no frame is left out because it looks like the one before.
+    """
+    images = []
+    for frame, name in zip(frames, names, strict=True):
+        image = Image.new("RGB", (frame.shape[1], frame.shape[0] + MARGIN), "white")
+        ImageDraw.Draw(image).text((2, 2), name, fill="black")
+        image.paste(Image.fromarray(frame), (0, MARGIN))
+        images.append(image.quantize(GIF_COLOURS, dither=Image.Dither.NONE))
+    buffer, settings = io.BytesIO(), {"duration": milliseconds, "loop": 0}
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], **settings)
     return buffer.getvalue()

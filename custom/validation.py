@@ -39,3 +39,15 @@ def trained_iterations(evaluator: Engine) -> int:
     """The trainer's iteration when this validation began; 0 where none has trained."""
     state: Any = evaluator.state
     return getattr(state, "trained_iterations", 0)
+
+
+def validations_left(epoch: int, epochs: int, interval: int) -> int:
+    """Validations of a training from this epoch on, its own included.
+
+    Args:
+        epoch: from 1 on.
+        epochs: of the whole training.
+        interval: epochs between validations; the last epoch is validated in any case.
+    """
+    at_interval = epochs // interval - (epoch - 1) // interval
+    return max(0, at_interval) + (epochs % interval != 0 and epoch <= epochs)

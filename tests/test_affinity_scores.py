@@ -119,8 +119,8 @@ def test_labels_count_as_far_from_the_edge_of_the_mask_as_in_training() -> None:
 
 
 def test_volumes_of_other_processes_are_among_the_scores() -> None:
-    other = ("b", np.array([[1, 2, 3]] * 3))
-    with patch("custom.affinity_scores.gathered", lambda found: [*found, other]):
+    other = {"b": np.array([[1, 2, 3]] * 3)}
+    with patch("custom.affinity_scores.collected", lambda found: found | other):
         assert list(validated(item("a", 1)).state.affinity_scores) == ["a", "b"]
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from custom.cache_pictures import nearest, volume_sheet
+from custom.cache_pictures import volume_sheet
+from custom.feature_colours import nearest
 from custom.features.cache import CachedVolume
 from custom.features.cache_files import VolumeFiles
 from tests.features.cached import request, write

@@ -53,6 +53,7 @@ def item(labels: NDArray[np.int64], prediction: torch.Tensor, name: str = "cube"
         "id": name,
         "image": torch.linspace(-1, 1, labels.size).reshape(1, *labels.shape),
         "label": torch.from_numpy(labels)[None],
+        "mask": torch.from_numpy(labels >= 0)[None],
         "pred": prediction,
         "voxel_size_nm": torch.tensor([16.0, 8.0, 8.0]),
     }

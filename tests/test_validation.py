@@ -5,7 +5,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from custom.validation import Validation, trained_iterations
+from custom.validation import Validation, trained_iterations, validations_left
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,5 @@ def test_the_last_epoch_is_validated_whatever_the_interval(
     Validation(interval, evaluator).attach(trainer)
     trainer.run([0, 1], max_epochs=5)
     assert seen == [(epoch, 2 * epoch) for epoch in epochs]
+    left = [validations_left(epoch, 5, interval) for epoch in range(1, 7)]
+    assert left == [sum(each >= epoch for each in epochs) for epoch in range(1, 7)]
