@@ -196,10 +196,10 @@ def test_the_key_may_be_a_score_of_the_affinities_themselves() -> None:
     network = nn.Identity()
     engine = SupervisedEvaluator(
         "cpu",
-        [seen],  # type: ignore[arg-type]
+        [[seen]],  # type: ignore[arg-type]
         network,
         epoch_length=1,
-        iteration_update=lambda engine, batch: [batch],
+        iteration_update=lambda engine, batch: batch,
         key_val_metric={found.key.name: found},
         metric_cmp_fn=found.key.better,
         decollate=False,
