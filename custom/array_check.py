@@ -45,7 +45,7 @@ def _check_preprocessing(parser: ConfigParser) -> ArrayReport:
 
 
 def _check_evaluating(parser: ConfigParser) -> ArrayReport:
-    if "validate" in parser:  # a model is scored on validation volumes
+    if "section" not in parser:  # a model is scored on validation volumes
         return check_validation(parser)
     datalist, section, folder = (
         parser.get_parsed_content(key) for key in ("datalist", "section", "output_dir")

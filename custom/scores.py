@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 from ignite.metrics import Metric
+from ignite.metrics.metric import EpochWise, MetricUsage
 from numpy.typing import NDArray
 
+from custom.affinity_scores import AffinityScores
 from custom.channels import ChannelLayout
 from custom.distributed import collected
 from custom.errors import InputError
@@ -21,6 +23,8 @@ from custom.label_classes import class_names
 from custom.live import FeatureVolume
 from custom.metrics import SCORES, ClassCounts, class_counts, class_scores, instance_scores
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+
+EPOCH_WISE = EpochWise()
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ OF_OBJECTS = (
     KeyMetric("voi_merge", "VOI merge", higher_is_better=False),
     KeyMetric("adapted_rand", "adapted Rand error", higher_is_better=False),
     KeyMetric("cremi", "CREMI score", higher_is_better=False),
+    KeyMetric("affinity_f1", "affinity F1", higher_is_better=True),
 )
 """Key metrics of predicted affinities, the default first."""
 
@@ -127,18 +132,8 @@ class VolumeScore(Metric):
         self.update([{**output, "id": volume["id"]} for output, volume in pairs])
 
     def compute(self) -> float:
-        """The key metric.
-
-        Raises:
-            InputError: the volumes have no such score.
-        """
-        scores = self.scores()
-        if self.key.name not in scores:
-            raise InputError(
-                f"key_metric_name is '{self.key.name}', but the validation labels give no such "
-                f"score: choose one of {', '.join(scores)}, or add a volume that has the class"
-            )
-        return scores[self.key.name]
+        """The key metric, one of ``scores``."""
+        return self.scores()[self.key.name]
 
     @abstractmethod
     def gather(self) -> None:
@@ -147,7 +142,6 @@ class VolumeScore(Metric):
     def completed(self, engine: Engine, name: str) -> None:
         """Put the scores of the volumes of all processes into the engine's state of each."""
         self.gather()
-        super().completed(engine, name)
         state: Any = engine.state
         state.metrics.update(self.scores())
         state.volume_scores = self.volume_scores()
@@ -169,6 +163,7 @@ class SegmentationScore(VolumeScore):
             ``{"bias": -0.7, "threshold": 0.5}``.
         per_section: compare every section (of z) on its own, as in ``contingency``.
         key: the score that decides which model is kept.
+        affinity_scores: adds its scores whenever these are there, ``affinity_f1`` among them.
 
     Raises:
         ValueError: the grid is empty.
@@ -181,13 +176,21 @@ class SegmentationScore(VolumeScore):
         grid: Sequence[Mapping[str, Any]],
         per_section: bool = False,
         key: KeyMetric = VOI,
+        affinity_scores: AffinityScores | None = None,
     ) -> None:
         if not grid:
             raise ValueError("grid must name at least one setting")
         self.segmenters = [segmenter.with_settings(**settings) for settings in grid]
         self.grid = [dict(settings) for settings in grid]
         self.per_section = per_section
+        self.affinity_scores = affinity_scores
         super().__init__(key)
+
+    def attach(self, engine: Engine, name: str, usage: str | MetricUsage = EPOCH_WISE) -> None:
+        """As ignite's; MONAI compares the key metric after this, whichever it is."""
+        super().attach(engine, name, usage)
+        if self.affinity_scores is not None:
+            self.affinity_scores.attach(engine)
 
     def reset(self) -> None:
         """Forget all volumes."""
@@ -288,13 +291,18 @@ class ClassScore(VolumeScore):
         """``class_scores`` of all volumes together.
 
         Raises:
-            InputError: none of the classes is in the truth.
+            InputError: none of the classes is in the truth, or not that of the key.
         """
         scores = class_scores(reduce(add, self.counts.values()), self.names)
         if not scores:
             raise InputError(
                 f"the validation labels hold none of the classes {', '.join(self.names[1:])} where "
                 f"they count: check the labels and masks of the validation entries"
+            )
+        if self.key.name not in scores:
+            raise InputError(
+                f"key_metric_name is '{self.key.name}', but the validation labels give no such "
+                f"score: choose one of {', '.join(scores)}, or add a volume that has the class"
             )
         return scores
 
@@ -313,6 +321,7 @@ def validation_score(
     volumes: Sequence[FeatureVolume],
     dimensions: int = 3,
     key_metric_name: str | None = None,
+    affinity_scores: AffinityScores | None = None,
 ) -> Score:
     """The score for what a network predicts: ``ClassScore`` or ``SegmentationScore``.
 
@@ -324,6 +333,7 @@ def validation_score(
         dimensions: 2: sections are compared each on its own.
         key_metric_name: the score that decides which model is kept: of affinities one of
             ``OF_OBJECTS``, of classes one of ``keys_of_classes``; None for VOI, or mean Dice.
+        affinity_scores: as in ``SegmentationScore``; not looked at for classes.
 
     Raises:
         InputError: there is no such score, a setting is unknown, the grid is empty.
@@ -334,8 +344,9 @@ def validation_score(
         return ClassScore(names, chosen_key(key_metric_name, keys_of_classes(names)))
     if not grid:
         raise InputError("segmentation_grid must name at least one setting, such as {}.")
-    key = chosen_key(key_metric_name, OF_OBJECTS)
-    return SegmentationScore(segmenter, grid, per_section=dimensions == 2, key=key)
+    known = [key for key in OF_OBJECTS if affinity_scores or key.name != "affinity_f1"]
+    key = chosen_key(key_metric_name, known)
+    return SegmentationScore(segmenter, grid, dimensions == 2, key, affinity_scores)
 
 
 def predicted_classes(probabilities: torch.Tensor) -> NDArray[np.uint64]:

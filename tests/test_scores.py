@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
+from monai.engines import SupervisedEvaluator
 from monai.metrics.meandice import compute_dice
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn import functional as F
 
+from custom.affinity_scores import AffinityScores
 from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.metrics import SCORES, instance_scores
@@ -23,6 +26,7 @@ from custom.scores import (
     validation_score,
 )
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.targets.settings import target_settings
 
 OFFSETS = ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 3))
 SHAPE = (6, 8, 12)
@@ -155,7 +159,10 @@ def scored(*settings: tuple[float, float], key: KeyMetric = VOI) -> Segmentation
     return score
 
 
-@pytest.mark.parametrize("key", OF_OBJECTS, ids=lambda key: str(key.name))
+OF_SEGMENTS = [key for key in OF_OBJECTS if key.name != "affinity_f1"]
+
+
+@pytest.mark.parametrize("key", OF_SEGMENTS, ids=lambda key: str(key.name))
 def test_the_setting_is_chosen_by_voi_times_rand_whichever_score_is_the_key(key: KeyMetric) -> None:
     score = scored((1.0, 0.5), (1.2, 0.1), (3.0, 0.05), key=key)  # products 0.5, 0.12, 0.15
     index, scores = score.best()
@@ -176,6 +183,33 @@ def test_of_equal_settings_the_one_of_lowest_voi_counts_then_the_first(
     settings: list[tuple[float, float]], best: int
 ) -> None:
     assert scored(*settings).best()[0] == best
+
+
+def test_the_key_may_be_a_score_of_the_affinities_themselves() -> None:
+    """MONAI compares it with the best so far, so it must be there by then."""
+    volumes: Any = []
+    found = validation_score(
+        *(ChannelLayout(4), SEGMENTER, [{}], volumes),
+        key_metric_name="affinity_f1",
+        affinity_scores=AffinityScores(target_settings(OFFSETS, None)),
+    )
+    seen = item(truth(), predicted(truth(8))) | {"mask": torch.ones(1, *SHAPE, dtype=torch.bool)}
+    network = nn.Identity()
+    engine = SupervisedEvaluator(
+        "cpu",
+        [[seen]],  # type: ignore[arg-type]
+        network,
+        epoch_length=1,
+        iteration_update=lambda engine, batch: batch,
+        key_val_metric={found.key.name: found},
+        metric_cmp_fn=found.key.better,
+        decollate=False,
+    )
+    engine.run()
+    state: Any = engine.state
+    assert 0 < state.metrics["affinity_f1"] == state.best_metric < 1
+    assert state.metrics["voi"] > 0
+    assert state.volume_scores["cube"] == pytest.approx(state.metrics)
 
 
 def test_an_empty_grid_and_unknown_settings_are_refused() -> None:
@@ -305,7 +339,8 @@ def test_truth_without_classes_is_said() -> None:
 @pytest.mark.parametrize(
     ("key", "new", "best"),
     [
-        *((key, 0.5, 0.6) for key in OF_OBJECTS),
+        *((key, 0.5, 0.6) for key in OF_SEGMENTS),
+        (OF_OBJECTS[-1], 0.6, 0.5),
         *((key, 0.6, 0.5) for key in keys_of_classes(NAMES)),
     ],
 )

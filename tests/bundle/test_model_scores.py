@@ -36,7 +36,8 @@ def test_the_model_scores_what_its_validation_found(project: Path, run: str) -> 
     described = read(project / "model" / "model.json")
     before = tiny.files(project)
     overlaid(run, project, "validate")
-    assert tiny.files(project) - before == {"eval/model_scores.json"}
+    (written,) = {name for name in tiny.files(project) - before if "/runs/" not in name}
+    assert written == "eval/model_scores.json"
     assert read(project / "eval" / "model_scores.json") == {
         "section": "validation",
         "epoch": described["epoch"],
