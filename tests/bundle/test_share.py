@@ -99,7 +99,7 @@ def test_inspect_says_by_its_status_what_it_found(received: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_downloaded_model_loads_in_python_with_the_weights_of_the_original(
+def test_downloaded_weights_are_the_originals_to_the_byte(
     received: Path, finished: Path
 ) -> None:
     for name in ("model.pt", "model.safetensors"):
