@@ -1,6 +1,7 @@
 """The model that is shared: its files, which must belong together."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def check_fits(model: TrainedModel, config: Mapping[str, Any]) -> None:
     Raises:
         InputError: it does not, or cannot be built.
     """
-    parser = ConfigParser(dict(config))
+    parser = ConfigParser(deepcopy(dict(config)))  # MONAI changes nested settings in place
     parser["bootstrap"] = None  # whoever is here has found the modules already
     try:
         network = parser.get_parsed_content("network_def")
