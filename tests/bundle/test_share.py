@@ -99,8 +99,6 @@ def test_inspect_says_by_its_status_what_it_found(received: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_downloaded_weights_are_the_originals_to_the_byte(
-    received: Path, finished: Path
-) -> None:
+def test_downloaded_weights_are_the_originals_to_the_byte(received: Path, finished: Path) -> None:
     for name in ("model.pt", "model.safetensors"):
         assert (received / "models" / name).read_bytes() == (finished / "model" / name).read_bytes()
