@@ -12,6 +12,7 @@ from custom.arenas import share_arenas
 from custom.array_check import check_arrays
 from custom.array_report import ArrayReport
 from custom.augmentation_lists import check_augmentation
+from custom.config_check.running import check_running_config
 from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
@@ -75,12 +76,14 @@ def begin() -> Preflight:
     (``share_arenas``).
 
     Raises:
-        InputError: the augmentation is impossible (``check_augmentation``); this is one of several
-            processes that do not know of each other (``check_processes``).
+        InputError: the configuration is wrong (``check_running_config``), or its augmentation is
+            impossible (``check_augmentation``); this is one of several processes that do not know
+            of each other (``check_processes``).
     """
     preflight = Preflight(running())
     sys.excepthook = partial(_explain, preflight)
     share_arenas()
+    check_running_config()
     config = running_config()
     check_processes(config)
     check_augmentation(config)

@@ -1,13 +1,14 @@
-"""Hand a bundle over, and look into one that was handed to you.
+"""Check a bundle's configuration, hand the bundle over, and look into one that was handed to you.
 
-From inside ``bundle/``: ``python -m scripts.bundle <share|inspect|push> ...``
+From inside ``bundle/``: ``python -m scripts.bundle <check|share|inspect|push> ...``
 """
 
 import fire
 
+from scripts.check_config import check
 from scripts.share import inspect, push, share
 
-COMMANDS = {"share": share, "inspect": inspect, "push": push}
+COMMANDS = {"check": check, "share": share, "inspect": inspect, "push": push}
 
 if __name__ == "__main__":
     fire.Fire(COMMANDS)

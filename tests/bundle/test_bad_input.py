@@ -432,7 +432,7 @@ def test_a_checkpoint_of_another_network_with_weights_that_fit_is_refused(projec
         ({"token_channels": 0, "fusion": "concat"}, ["without tokens", "fusion 'concat'"]),
         ({"token_channels": 0, "learned_upsampling_steps": 2}, ["learned_upsampling_steps is 2"]),
         ({"token_channels": 0, "feature_dtype": "float16"}, ["feature_dtype", "null"]),
-        ({"checkpointing": "yes"}, ["checkpointing must be true or false"]),
+        ({"checkpointing": "yes"}, ["'checkpointing' is 'yes'", "true or false"]),
     ],
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )

@@ -83,14 +83,14 @@ def settings(name: str, folder: Path) -> dict[str, Any]:
 
 def run(name: str, folder: Path, **changes: Any) -> None:
     """A bundle run in this process."""
-    monai.bundle.run(
-        run_id=name,
-        config_file=str(CONFIGS / f"{CONFIG_OF[name]}.json"),
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        **{**settings(name, folder), **changes},
-    )
+    given = {
+        "run_id": name,
+        "config_file": str(CONFIGS / f"{CONFIG_OF[name]}.json"),
+        "meta_file": str(CONFIGS / "metadata.json"),
+        "logging_file": False,
+        "bundle_root": str(BUNDLE),
+    }
+    monai.bundle.run(**{**given, **settings(name, folder), **changes})
 
 
 def mistake(action: Callable[[], None]) -> str:

@@ -1,0 +1,85 @@
+"""``scripts.bundle check``: one sentence per mistake, and a status that says if there is any."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts.check_config import check
+
+from tests.bundle import tiny
+from tests.bundle.tiny import BUNDLE, CONFIGS
+
+TRAIN = str(CONFIGS / "train.json")
+RAW_ONLY = str(CONFIGS / "experiments" / "raw_only.json")
+
+
+def said(*files: Any, **options: Any) -> str:
+    with pytest.raises(SystemExit) as caught:
+        check(*files, **options)
+    return str(caught.value.code)
+
+
+def test_a_right_configuration_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    check(TRAIN, RAW_ONLY, run_id="training", **{"epochs": 3, "features#window": 448})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert TRAIN in line and "no mistake" in line
+
+
+def test_files_may_be_one_list(capsys: pytest.CaptureFixture[str]) -> None:
+    check([TRAIN, RAW_ONLY])
+    assert RAW_ONLY in capsys.readouterr().out
+
+
+def test_every_mistake_is_a_line() -> None:
+    heading, *lines = said(TRAIN, RAW_ONLY, **{"epoch": 3, "amp": "false"}).splitlines()
+    assert heading == "the configuration has 2 mistakes:" and len(lines) == 2
+    assert "'epoch'" in lines[0] and "'amp'" in lines[1]
+
+
+def test_a_run_that_is_not_there_is_said() -> None:
+    assert "did you mean 'training'?" in said(TRAIN, run_id="trainig")
+
+
+def test_no_file_is_said() -> None:
+    assert "configs/train.json" in said()
+
+
+def test_what_only_looks_odd_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    check(TRAIN, str(CONFIGS / "experiments" / "dynunet.json"), unet_upsampling="interpolation")
+    note, line = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: ") and "'unet_upsampling' has no effect" in note
+    assert "no mistake" in line
+
+
+@pytest.mark.slow
+def test_the_status_is_1_where_something_is_wrong(tmp_path: Path) -> None:
+    script = ["-m", "scripts.bundle", "check"]
+    options = ["--features#window", "448", "--crop_size", "16,16,16", "--device", "cpu"]
+    done = tiny.command([*script, "configs/train.json", *options])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "configs/train.json: no mistake found\n"
+    options = ["--netwrk_def#x", "4", "--stride", "None", "--max_gradient_norm", "None"]
+    both = "['configs/train.json','configs/experiments/raw_only.json']"
+    done = tiny.command([*script, both, *options])
+    assert done.returncode == 1 and done.stdout == ""
+    _, first, second = done.stderr.splitlines()
+    assert "did you mean 'network_def" in first and "'max_gradient_norm'" in second
+
+
+@pytest.mark.slow
+def test_a_run_with_a_misspelt_key_ends_with_its_sentence(tmp_path: Path) -> None:
+    tiny.write_data(tmp_path)
+    done = tiny.command(tiny.arguments("training", tmp_path, **{"epoch": 1}))
+    assert done.returncode == 1 and "Traceback" not in done.stderr + done.stdout
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: command line: 'epoch'") and last.endswith("'epochs'?")
+
+
+@pytest.mark.slow
+def test_a_configuration_is_checked_from_elsewhere(tmp_path: Path) -> None:
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    shutil.copytree(BUNDLE / "scripts", tmp_path / "scripts")
+    shutil.copytree(tiny.ROOT / "custom", tmp_path / "custom")
+    done = tiny.command(["-m", "scripts.bundle", "check", str(CONFIGS / "train.json")], tmp_path)
+    assert done.returncode == 0, done.stderr
