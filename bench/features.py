@@ -91,10 +91,15 @@ def feature_figures(setting: Setting, folder: Path) -> list[Figure]:
     ]
 
 
-def cached_cube(setting: Setting, folder: Path) -> CachedVolume:
-    """The cube with its features; ``folder`` gets data and cache."""
+def cached_cube(
+    setting: Setting, folder: Path, features: Mapping[str, Any] | None = None
+) -> CachedVolume:
+    """The cube with its features, by default of ``_scale``.
+
+    ``folder`` gets data, the datalist ``cube.json`` and ``cache``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _preprocess(setting, _datalist(setting, folder), folder, _scale(setting))
+    _preprocess(setting, _datalist(setting, folder), folder, features or _scale(setting))
     (volume,) = open_cache(folder / "cache", "training")
     return volume
 

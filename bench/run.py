@@ -18,6 +18,7 @@ import fire
 from bench.features import VIT_S, Setting, feature_figures
 from bench.figures import Figure, publish
 from bench.targets import target_figures
+from bench.training import training_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results.json"
@@ -39,6 +40,7 @@ def bench(reuse: str | None = None, data: str | None = None, backbone: str | Non
         folder = Path(os.path.abspath(reuse)) if reuse else Path(fresh) / "demo"
         figures = demo_figures(folder) + feature_figures(setting, Path(fresh) / "features")
         figures += target_figures(setting.data, Path(fresh))
+        figures += training_figures(setting, Path(fresh) / "training")
     measured_on = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},

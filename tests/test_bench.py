@@ -36,6 +36,7 @@ def test_results_are_machine_versions_and_a_flat_list_of_figures(
     monkeypatch.setattr(run, "version", lambda package: f"version of {package}")
     monkeypatch.setattr(run, "feature_figures", lambda setting, folder: [Figure("x", 1.5, "1")])
     monkeypatch.setattr(run, "target_figures", lambda data, folder: [Figure("y", 2.5, "s")])
+    monkeypatch.setattr(run, "training_figures", lambda setting, folder: [Figure("z", 3.5, "1")])
     run.bench()
     results = json.loads((tmp_path / "results.json").read_text())
     assert {"cpu", "cores", "memory_mib"} <= set(results["machine"])
@@ -48,6 +49,7 @@ def test_results_are_machine_versions_and_a_flat_list_of_figures(
         {"name": "demo.adapted_rand", "value": 0.05, "unit": "1"},
         {"name": "x", "value": 1.5, "unit": "1"},
         {"name": "y", "value": 2.5, "unit": "s"},
+        {"name": "z", "value": 3.5, "unit": "1"},
     ]
     assert results["features_of"] == {"data": "synthetic", "backbone": "random DINOv3 ViT-S"}
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
