@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def trainer(
     epochs: int = 1,
     rate: float = 1.0,
     inferer: CropInferer | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     **settings: Any,
 ) -> SupervisedTrainer:
     """An engine over items with plain gradient descent, whose rate falls to a half every step."""
@@ -44,7 +45,7 @@ def trainer(
         device="cpu",
         max_epochs=epochs,
         train_data_loader=DataLoader(list(items), batch_size=batch_size),  # type: ignore[arg-type]
-        network=network,
+        network=wrap(network),
         optimizer=optimizer,
         loss_function=loss,
         inferer=inferer or CropInferer(),
