@@ -1,7 +1,11 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from custom.channels import ChannelLayout
@@ -204,3 +208,43 @@ def test_amp_must_be_a_bool(amp):
 def test_rejects(arguments, message):
     with pytest.raises(InputError, match=message):
         TokenSlidingWindowInferer(**{"roi_size": (4, 4, 4), **arguments})
+
+
+# --- compiled ---
+
+
+@pytest.fixture
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing is compiled yet."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compiler_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/missing/c++",))
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
+    with pytest.raises(InputError, match="compile_network is true, but torch") as raised:
+        CropInferer(compile=True)(torch.zeros(1, 3), network)
+    assert "set compile_network to false" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_monais_metadata_do_not_go_through_the_network() -> None:
+    seen: list[type] = []
+
+    def network(x: torch.Tensor, *, more: torch.Tensor) -> torch.Tensor:
+        seen.extend((type(x), type(more)))
+        return x + more
+
+    x = MetaTensor(torch.ones(1, 1, 2, 3, 4))
+    assert torch.equal(CropInferer()(x, network, more=x), 2 * x.as_tensor())
+    assert seen == [torch.Tensor, torch.Tensor]

@@ -2,19 +2,22 @@
 
 import copy
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from monai.engines import IterationEvents, SupervisedTrainer
+from monai.optimizers import WarmupCosineSchedule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from custom.channels import ChannelLayout
 from custom.ema import AveragedNetwork
+from custom.epochs import optimizer_steps
 from custom.errors import InputError
 from custom.inferers import CropInferer
 from custom.losses import BoundaryWeightedAffinityLoss
@@ -35,6 +38,7 @@ def trainer(
     epochs: int = 1,
     rate: float = 1.0,
     inferer: CropInferer | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     **settings: Any,
 ) -> SupervisedTrainer:
     """An engine over items with plain gradient descent, whose rate falls to a half every step."""
@@ -44,7 +48,7 @@ def trainer(
         device="cpu",
         max_epochs=epochs,
         train_data_loader=DataLoader(list(items), batch_size=batch_size),  # type: ignore[arg-type]
-        network=network,
+        network=wrap(network),
         optimizer=optimizer,
         loss_function=loss,
         inferer=inferer or CropInferer(),
@@ -114,6 +118,59 @@ def test_a_step_says_what_it_did_and_fires_monais_events() -> None:
     assert seen == events * 4
     taken = {"gradient_norm": 5.0, "skipped": 0.0}
     assert said == [{"lr": 1.0}, {"lr": 1.0} | taken, {"lr": 0.5}, {"lr": 0.5} | taken]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 3, 7])
+def test_a_warm_up_with_cosine_ends_with_the_last_step_of_the_optimizer(
+    accumulation_steps: int,
+) -> None:
+    length, epochs, warm = 7, 3, 2
+    total = optimizer_steps(epochs, length, accumulation_steps)
+    network = linear()
+    steps = torch.optim.SGD(network.parameters(), lr=2.0)
+    schedule = WarmupCosineSchedule(steps, warmup_steps=warm, t_total=total)
+    engine = trainer(
+        network,
+        gradients(*[(1.0, 2.0)] * length),
+        mean_of_predictions,
+        epochs=epochs,
+        scheduler=schedule,
+        accumulation_steps=accumulation_steps,
+    )
+    engine.optimizer = steps
+    found: list[float] = []
+
+    def add(engine: Any) -> None:
+        if "gradient_norm" in engine.state.step_info:
+            found.append(engine.state.step_info["lr"])
+
+    engine.add_event_handler(IterationEvents.MODEL_COMPLETED, add)
+    engine.run()
+    rising = [2.0 * n / warm for n in range(min(warm, total))]
+    falling = [math.cos(math.pi * n / (total - warm)) + 1 for n in range(total - warm)]
+    assert found == pytest.approx(rising + falling)
+    assert steps.param_groups[0]["lr"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("largest", [0.01, 0.2, 5.0])
+def test_no_step_is_longer_than_its_gradient_may_be(largest: float) -> None:
+    network = unet()
+    engine = trainer(network, crops(3), affinity_loss(), max_gradient_norm=largest)
+    before = [copy.deepcopy(list(network.parameters()))]
+    lengths, norms = [], []
+
+    def measure(engine: Any) -> None:
+        now = copy.deepcopy(list(network.parameters()))
+        moved = [(a - b).detach().square().sum() for a, b in zip(now, before[0], strict=True)]
+        lengths.append(float(torch.stack(moved).sum().sqrt()))
+        norms.append(engine.state.step_info["gradient_norm"])
+        before[0] = now
+
+    engine.add_event_handler(IterationEvents.MODEL_COMPLETED, measure)
+    engine.run()
+    rates = [1, 0.5, 0.25]
+    expected = [rate * min(largest, norm) for rate, norm in zip(rates, norms, strict=True)]
+    assert lengths == pytest.approx(expected, rel=1e-3)
 
 
 # --- accumulation ---
