@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from custom.checkpoints import load_checkpoint
+from custom.interruption import STOPPED
 from custom.model_files import read_description
 from tests.bundle import tiny
 from tests.zygote import Zygote
@@ -23,7 +24,23 @@ SETTINGS: dict[str, Any] = {
     "unet_dropout": 0.1,
     "batch_size": 2,
 }
-TIMES = {"created"}  # in files that are otherwise equal
+PLATEAU = {
+    "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "optimizer": "@optimizer",
+    "factor": 0.5,
+    "patience": 0,
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "dropout": {},
+    "threads": {"num_workers": 2, "workers": "threads"},
+    "average, accumulation, plateau": {
+        "ema_decay": 0.9,
+        "accumulation_steps": 2,
+        "iterations_per_epoch": 5,
+        "lr_scheduler": PLATEAU,
+        "early_stopping": 4,
+    },
+}
 
 
 def prepare(folder: Path) -> Path:
@@ -41,30 +58,53 @@ def beginning(prepared: Path, folder: Path) -> Path:
 
 
 def killed_training(
-    prepared: Path, folder: Path, kills: int, seed: int, zygote: Zygote, **changes: Any
-) -> None:
+    prepared: Path,
+    folder: Path,
+    kills: int,
+    seed: int,
+    zygote: Zygote,
+    number: int = signal.SIGKILL,
+    **changes: Any,
+) -> int:
     """Kill trainings at random moments, each until it has come to its end.
 
     After every kill all that is there can be read, and the model is the best so far; every training
     ends as an uninterrupted one.
+
+    Args:
+        prepared: from ``prepare``.
+        folder: of the trainings.
+        kills: how many.
+        seed: of the moments.
+        zygote: forks them.
+        number: of the signal.
+        changes: of ``SETTINGS``.
+
+    Returns:
+        Number of trainings.
     """
     settings = {**SETTINGS, **changes}
     whole, moments = beginning(prepared, folder / "whole"), random.Random(seed)
     seconds = zygote.run(whole, **settings)
-    left = kills
+    left, trainings = kills, 0
     while left:
-        cut = beginning(prepared, folder / f"killed_{left}")
-        while left and _killed(cut, zygote, moments.uniform(0, seconds), settings):
+        trainings += 1
+        cut = beginning(prepared, folder / f"killed_{trainings}")
+        while left and _killed(cut, zygote, moments.uniform(0, seconds), number, settings):
             left -= 1
             assert_readable(cut)
         zygote.run(cut, **settings)
         assert_as_uninterrupted(whole, cut)
+    return trainings
 
 
-def _killed(folder: Path, zygote: Zygote, after_s: float, settings: dict[str, Any]) -> bool:
+def _killed(
+    folder: Path, zygote: Zygote, after_s: float, number: int, settings: dict[str, Any]
+) -> bool:
     """Whether a training was still running when it was to be killed."""
-    status = zygote.stopped(folder, after_s, signal.SIGKILL, **settings)
-    assert status in (0, -signal.SIGKILL), (folder / "log.txt").read_text()[-3000:]
+    status = zygote.stopped(folder, after_s, number, **settings)
+    expected = (-number,) if number == signal.SIGKILL else (-number, STOPPED)
+    assert status in (0, *expected), (folder / "log.txt").read_text()[-3000:]
     return status != 0
 
 
@@ -104,7 +144,7 @@ def _json(path: Path, folder: Path) -> Any:
 def _difference(one: Any, other: Any, name: str = "") -> str | None:
     """Where two nested values differ."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        parts = [_difference(one[k], other[k], f"{name}/{k}") for k in one if k not in TIMES]
+        parts = [_difference(one[k], other[k], f"{name}/{k}") for k in one]
         return next((part for part in parts if part), None)
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         parts = [

@@ -1,6 +1,6 @@
-"""What must hold however often it is tried: preprocessing that is killed, loading that goes on.
+"""What must hold however often it is tried: runs that are killed, loading that goes on.
 
-make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--seed 0]
+make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--training_kills 100] [--seed 0]
 """
 
 import faulthandler
@@ -22,6 +22,7 @@ import fire
 from custom.features import extraction
 from custom.features.cache import open_cache
 from custom.features.cache_check import check_cache
+from tests.killed_training import FORMS, killed_training, prepare
 from tests.test_loaders import assert_same_samples, cached, crops
 from tests.test_preprocessing import (
     FEATURES,
@@ -31,6 +32,7 @@ from tests.test_preprocessing import (
     preprocessor,
     write_datalist,
 )
+from tests.zygote import zygote
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "float16": {"features": FEATURES},
@@ -50,14 +52,16 @@ run.run()
 """
 
 
-def soak(kills: int = 20, epochs: int = 10, seed: int = 0) -> None:
+def soak(kills: int = 20, epochs: int = 10, training_kills: int = 100, seed: int = 0) -> None:
     """All of it; ends with status 1 and an AssertionError where something does not hold.
 
     Args:
         kills: of preprocessing, for features as float16, as int8, and as dense ones.
         epochs: of loading, by 8 processes and again by 8 threads.
+        training_kills: of one short training, in all its forms.
         seed: of the moments.
     """
+    killed_trainings(training_kills, seed)
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
             killed_preprocessing(Path(folder) / variant, variant, kills, seed)
@@ -68,6 +72,21 @@ def soak(kills: int = 20, epochs: int = 10, seed: int = 0) -> None:
                 samples = assert_same_samples(dataset, epochs, num_workers=8, workers=workers)
             seconds = time.perf_counter() - started
             print(f"{workers}: {samples} samples of {epochs} epochs by 8 workers, {seconds:.0f} s")
+
+
+def killed_trainings(kills: int, seed: int) -> None:
+    """Kill trainings of every form, share by share, and compare each with one left alone."""
+    with tempfile.TemporaryDirectory() as folder, zygote() as runs:
+        prepared = prepare(Path(folder) / "prepared")
+        for number, (form, settings) in enumerate(FORMS.items()):
+            share = (kills * (number + 1)) // len(FORMS) - (kills * number) // len(FORMS)
+            started = time.perf_counter()
+            with _no_longer_than_ever():
+                trainings = killed_training(
+                    prepared, Path(folder) / form, share, seed, runs, **settings
+                )
+            seconds = time.perf_counter() - started
+            print(f"training, {form}: {share} kills of {trainings} trainings, {seconds:.0f} s")
 
 
 @contextmanager

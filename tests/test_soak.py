@@ -1,8 +1,9 @@
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.killed_training import killed_training, prepare
+from tests.killed_training import FORMS, killed_training, prepare
 from tests.soak import VARIANTS, assert_as_uninterrupted, killed_preprocessing
 from tests.test_preprocessing import preprocessor, write_datalist
 from tests.zygote import zygote
@@ -28,8 +29,11 @@ def test_the_soak_notices_what_a_kill_could_leave(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_training_ends_with_the_same_model(tmp_path: Path) -> None:
+    """Three kills of every form; and of the last one, stopped by a signal that it may answer."""
     prepared = prepare(tmp_path / "prepared")
     with zygote() as runs:
-        killed_training(prepared, tmp_path, kills=3, seed=1, zygote=runs)
+        for form, settings in FORMS.items():
+            killed_training(prepared, tmp_path / form, 3, 1, runs, **settings)
+        killed_training(prepared, tmp_path / "asked", 2, 2, runs, signal.SIGTERM, **settings)
