@@ -11,6 +11,7 @@ from torch import nn
 
 from custom.distributed import is_writer
 from custom.files import write_atomically
+from custom.scores import KeyMetric
 from custom.step_values import StepMeans, step_values
 from custom.tensorboard import TensorBoard
 
@@ -74,6 +75,16 @@ class History:
         """Write all entries."""
         if is_writer():
             write_atomically(self.path, json.dumps(self.entries, indent=1).encode())
+
+    def best(self, key: KeyMetric) -> dict[str, Any] | None:
+        """The entry with the best score, the first of equals; None before a validation."""
+        found: dict[str, Any] | None = None
+        for entry in self.entries:
+            if key.name in entry and (
+                found is None or key.better(entry[key.name], found[key.name])
+            ):
+                found = entry
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Entries so far and the sums of the epoch that has begun, for the checkpoint."""

@@ -24,6 +24,7 @@ from custom.tensorboard import TensorBoard
 from custom.validation import trained_iterations
 
 MOST_FRAMES = 48
+PATTERNS = ("panel_[0-9]*.png", "sections_[0-9]*.gif")
 ANIMATED = ("raw", "truth", "segmentation", "classes", "errors")
 
 
@@ -83,8 +84,7 @@ class SlicePanel:
         epoch = engine.state.epoch
         write_atomically(self.folder / f"panel_{epoch:04d}.png", panel)
         write_atomically(self.folder / f"sections_{epoch:04d}.gif", sections)
-        for pattern in ("panel_[0-9]*.png", "sections_[0-9]*.gif"):
-            files = sorted(self.folder.glob(pattern), key=_epoch)
+        for files in _files(self.folder):
             for old in files[: -self.writer.pictures_kept]:
                 old.unlink(missing_ok=True)
         pictures = {"validation": panel, "validation_sections": sections}
@@ -133,6 +133,16 @@ def _channels(score: Score) -> int:
     if isinstance(score, ClassScore):
         return len(score.names)
     return len(score.segmenters[0].offsets)
+
+
+def latest_pictures(folder: Path) -> list[Path]:
+    """The last panel and the last animation, as far as there are any."""
+    return [files[-1] for files in _files(folder) if files]
+
+
+def _files(folder: Path) -> list[list[Path]]:
+    """Panels and animations, each in the order of their epochs."""
+    return [sorted(folder.glob(pattern), key=_epoch) for pattern in PATTERNS]
 
 
 def _epoch(path: Path) -> int:

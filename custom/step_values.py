@@ -37,7 +37,8 @@ def step_values(engine: Engine, loss: nn.Module) -> dict[str, float]:
 def last_loss(engine: Engine) -> float:
     """Loss of the trainer's last step."""
     output: Any = engine.state.output
-    return float(output["loss"].detach())
+    found = output[0] if isinstance(output, list) else output
+    return float(found["loss"].detach())
 
 
 def loss_weights(loss: nn.Module) -> dict[str, float]:

@@ -52,6 +52,7 @@ class TrainingSession:
         evaluator: that validates; stopped after a volume when the training is to stop.
         folders: that no other run may write meanwhile, by the configuration's key.
         writer: forgets what a stopped run has drawn since it saved.
+        reports: attached here, after the history that they tell of.
     """
 
     def __init__(
@@ -67,12 +68,15 @@ class TrainingSession:
         evaluator: Engine | None = None,
         folders: Mapping[str, str] | None = None,
         writer: TensorBoard | None = None,
+        reports: Sequence[Attachable] = (),
     ) -> None:
         self.trainer = trainer
         self.seed = seed
         trainer.add_event_handler(Events.ITERATION_STARTED, self._seed_batch)
         history.attach(trainer)
         checkpoint.attach(trainer)
+        for report in reports:
+            report.attach(trainer)
         self.interruption, self._farewell = Interruption(), ""
         if evaluator is not None:
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_validation)

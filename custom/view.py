@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ p { margin: .5rem 0; } .soft, figcaption, th { color: var(--soft); font-weight: 
 figure { margin: 0; } figure img, svg { width: 100%; height: auto; display: block; }
 figure img { border-radius: 4px; image-rendering: pixelated; max-height: 22rem;
   object-fit: contain; object-position: left top; }
+figure.whole img { max-height: none; width: auto; max-width: 100%; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
@@ -138,6 +140,16 @@ def gallery(pictures: Sequence[Picture]) -> str:
     return f'<div class="grid pictures">{"".join(figures)}</div>'
 
 
+def embedded(caption: str, content: bytes) -> str:
+    """An image's file, PNG or GIF, in full width."""
+    kind = "gif" if content.startswith(b"GIF") else "png"
+    data, shown = base64.b64encode(content).decode(), escape(caption)
+    return (
+        f'<figure class="whole"><img alt="{shown}" src="data:image/{kind};base64,{data}">'
+        f"<figcaption>{shown}</figcaption></figure>"
+    )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
     """A table; numbers are set to the right."""
 
@@ -164,10 +176,12 @@ def read_history(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     path = Path(path)
     if not path.exists():
         return []
-    return [
-        {key: float(value) for key, value in entry.items() if _is_finite_number(value)}
-        for entry in json.loads(path.read_text())
-    ]
+    return [numbers_of(entry) for entry in json.loads(path.read_text())]
+
+
+def numbers_of(entry: Mapping[str, object]) -> dict[str, float]:
+    """What of a history's entry can be drawn."""
+    return {k: float(v) for k, v in entry.items() if isinstance(v, int | float) and isfinite(v)}
 
 
 def charts(history: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence[str]]) -> str:
@@ -250,8 +264,3 @@ def _shown(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-
-
-def _is_finite_number(value: object) -> bool:
-    """Whether a value of a history can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
