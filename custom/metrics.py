@@ -1,6 +1,6 @@
 """Scores of a segmentation against the truth: of objects, up to renaming, and of classes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SCORES = ("voi_split", "voi_merge", "voi", "adapted_rand")
+
+SLAB_VOXELS = 1 << 20  # that are compared at once
 
 UNKNOWN = -1
 """Class id of voxels whose class is not known."""
@@ -66,12 +68,37 @@ def contingency(
             f"truth and segmentation must have the same shape, "
             f"got {truth.shape} and {segmentation.shape}"
         )
+    slabs = [_overlaps(*slab) for slab in _slabs(truth, segmentation, per_section)]
+    of_slab = np.repeat(np.arange(len(slabs)), [counts.size for _, _, counts in slabs])
+    true, found, counts = (np.concatenate(column) for column in zip(*slabs, strict=True))
+    sections = of_slab if per_section else None
+    true_index, _ = _numbered(true, sections)
+    found_index, segments = _numbered(found, sections)
+    pairs, index = np.unique(true_index * max(1, segments) + found_index, return_inverse=True)
+    return Contingency(_sums(index, counts), *np.divmod(pairs, max(1, segments)))
+
+
+def _slabs(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool
+) -> Iterator[tuple[NDArray[np.integer], NDArray[np.integer]]]:
+    """Both arrays in parts along the first axis, so that sorting takes little memory."""
+    truth, segmentation = np.atleast_1d(truth), np.atleast_1d(segmentation)
+    depth = len(truth)
+    step = 1 if per_section else max(1, SLAB_VOXELS * depth // max(1, truth.size))
+    for first in range(0, max(1, depth), step):
+        yield truth[first : first + step], segmentation[first : first + step]
+
+
+def _overlaps(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer]
+) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.int64]]:
+    """Every pair of ids that share voxels, and how many, where the truth is not 0."""
     known = truth != 0
-    sections = np.nonzero(known)[0] if per_section else None
-    true_index, _ = _numbered(truth[known], sections)
-    segment_index, segments = _numbered(segmentation[known], sections)
-    pairs, counts = np.unique(true_index * max(1, segments) + segment_index, return_counts=True)
-    return Contingency(counts, *np.divmod(pairs, max(1, segments)))
+    true_ids, true_index = np.unique(truth[known], return_inverse=True)
+    found_ids, found_index = np.unique(segmentation[known], return_inverse=True)
+    number = max(1, found_ids.size)
+    pairs, counts = np.unique(true_index * number + found_index, return_counts=True)
+    return true_ids[pairs // number], found_ids[pairs % number], counts
 
 
 def _numbered(

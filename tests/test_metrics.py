@@ -1,3 +1,6 @@
+import tracemalloc
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +128,28 @@ def test_the_contingency_table_counts_every_known_voxel_once(pair):
     np.testing.assert_array_equal(table.segment_sizes, segment_sizes)
     for count, i, j in zip(table.counts, table.truth, table.segment, strict=True):
         assert count == ((truth == ids[i]) & (segmentation == segment_ids[j])).sum() > 0
+
+
+@given(pairs(), st.integers(1, 40), st.booleans())
+def test_the_table_is_the_same_in_slabs_of_any_size(pair, size, per_section):
+    whole = contingency(*pair, per_section)
+    with patch("custom.metrics.SLAB_VOXELS", size):
+        parts = contingency(*pair, per_section)
+    for field in ("counts", "truth", "segment"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+
+
+def test_the_memory_of_a_comparison_does_not_grow_with_the_volume():
+    """What it needs beside the arrays, which are 16 bytes per voxel here."""
+    labels = np.ones((8, 64, 64), dtype=np.int64)
+    with patch("custom.metrics.SLAB_VOXELS", 64 * 64):
+        peaks = []
+        for truth in (labels, np.concatenate([labels] * 8)):
+            tracemalloc.start()
+            instance_scores(truth, truth)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def test_objects_are_counted_where_the_truth_is_known():

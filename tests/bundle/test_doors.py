@@ -143,12 +143,16 @@ def test_an_inference_workflow_writes_what_the_command_writes(
 
 def test_a_property_that_is_set_counts_for_the_run(finished: Path, tmp_path: Path) -> None:
     folder = untrained(finished, tmp_path / "project")
-    made = workflow("training", folder, "train")
+    made = workflow("training", folder, "train", key_metric_name="affinity_f1")
     made.max_epochs = 1
     made.initialize()
     made.run()
-    history = json.loads((folder / "eval" / "history.json").read_text())
-    assert [entry["epoch"] for entry in history] == [1]
+    (entry,) = json.loads((folder / "eval" / "history.json").read_text())
+    assert entry["epoch"] == 1
+    described = json.loads((folder / "model" / "model.json").read_text())
+    assert described["key_metric"] == "affinity_f1"
+    assert described["validation"]["affinity_f1"] == entry["affinity_f1"]
+    assert made.evaluator.state.best_metric == entry["affinity_f1"]
 
 
 # --- args file and tracking ---
