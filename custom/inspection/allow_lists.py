@@ -18,9 +18,16 @@ IGNITE_MODULES = _words("ignite.engine ignite.handlers ignite.metrics")
 TARGET_FUNCTIONS = _words("monai.utils.set_determinism torch.device torch.Generator")
 TARGET_BUILTINS = _words("bool dict float int len list range set str tuple")
 
-# Classes that read configurations, load programs, fetch, or write where they are told.
-CLOSED_MONAI = _words("_extensions apps auto3dseg bundle config fl")
-CLOSED_CLASSES = _words("ClearMLHandler Lambda Lambdad MLFlowHandler RandLambda RandLambdad")
+OPEN_MONAI = _words("data engines handlers inferers losses metrics networks optimizers transforms")
+
+# In there, what finds classes by words, fetches, or writes where it is told.
+CLOSED_MONAI = _words("""
+    data.csv_saver data.image_reader data.image_writer data.torchscript_utils data.utils
+    data.wsi_reader handlers.clearml_handlers handlers.mlflow_handler handlers.trt_handler
+    losses.perceptual networks.blocks.hyena networks.nets.flexible_unet networks.trt_compiler
+    networks.utils transforms.io transforms.io.array transforms.io.dictionary
+""")
+CLOSED_CLASSES = _words("Lambda Lambdad PatchInferer RandLambda RandLambdad")
 CLOSED_CUSTOM = ("custom.downloads", "custom.files", "custom.inspection", "custom.sharing")
 
 # Expressions.

@@ -21,7 +21,11 @@ from custom.inspection.targets import target_fault
 
 MODES = ("default", "callable")
 UPSAMPLERS = (None, "anyup")  # a folder's code would be run
-FORBIDDEN = {"trust_remote_code": (False, None), "weights_only": (True, None)}
+FORBIDDEN = {  # values that do no harm, by the names of arguments that may
+    "_debug_": (False, None),
+    "trust_remote_code": (False, None),
+    "weights_only": (True, None),
+}
 DEEPEST = 100  # levels of nesting
 
 
@@ -119,7 +123,7 @@ def _faults(
     if leaf.name == "upsampler" and value not in UPSAMPLERS:
         yield f"the code of an upsampler would be run from {quoted(str(value))}"
     if leaf.name in FORBIDDEN and value not in FORBIDDEN[leaf.name]:
-        yield f"{leaf.name} {value!r} would load code"
+        yield f"{leaf.name} {value!r} would load code, or open a debugger"
     if isinstance(value, str):
         yield from _text_faults(leaf, value, aliases, own, findings)
 

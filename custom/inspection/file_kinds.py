@@ -1,5 +1,6 @@
 """Files by name and first bytes: what has no business in a bundle."""
 
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -43,7 +44,7 @@ MAGIC = {
     b"7z\xbc\xaf": "is an archive, which hides its files",
 }
 HEAD = 512  # bytes that are looked at
-SCRIPT_IN_PICTURE = (b"<script", b"javascript:", b"<foreignobject", b" onload", b"<!entity")
+_SCRIPT_IN_PICTURE = re.compile(rb"<script|script:|<foreignobject|<iframe|\bon\w+\s*=|<!entity")
 
 
 def kind_faults(path: str, executable: bool, head: bytes) -> Iterator[str]:
@@ -74,6 +75,5 @@ def kind_faults(path: str, executable: bool, head: bytes) -> Iterator[str]:
 
 def picture_faults(content: bytes) -> Iterator[str]:
     """Scripts in an SVG, which a browser would run."""
-    lower = content.lower()
-    if any(word in lower for word in SCRIPT_IN_PICTURE):
+    if _SCRIPT_IN_PICTURE.search(content.lower()):
         yield "is a picture with a script in it"

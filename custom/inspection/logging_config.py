@@ -22,7 +22,7 @@ def logging_faults(text: str) -> Iterator[str]:
     for section in [parser.default_section, *parser.sections()]:
         values = parser.defaults() if section == parser.default_section else parser[section]
         allowed = FORMATTERS if section.startswith("formatter") else HANDLERS
-        for key in ("class", "args", "kwargs", "validate"):
+        for key in ("class", "args", "kwargs", "defaults"):
             value = " ".join(str(values.get(key, "")).split())
             if key == "class" and value and value not in allowed:
                 yield f"{section} has the class {quoted(value)}"

@@ -7,6 +7,7 @@ from custom.inspection.allow_lists import (
     CLOSED_CUSTOM,
     CLOSED_MONAI,
     IGNITE_MODULES,
+    OPEN_MONAI,
     TARGET_BUILTINS,
     TARGET_FUNCTIONS,
     TORCH_MODULES,
@@ -38,7 +39,7 @@ def target_fault(target: object, own: OwnProject) -> str | None:
     if package == "custom":
         closed = any(module == name or module.startswith(f"{name}.") for name in CLOSED_CUSTOM)
         return None if own.defines_class(target) and not closed else "is no class of custom"
-    if module in TORCH_MODULES | IGNITE_MODULES:
+    if module in TORCH_MODULES or (module in IGNITE_MODULES and not last.endswith("Logger")):
         return None
     return "is outside the allow-list"
 
@@ -50,8 +51,12 @@ def _monai_fault(module: str, name: str, own: OwnProject) -> str | None:
         return None
     if not homes:
         return "is no class of MONAI's"
-    if name in CLOSED_CLASSES or any(home.split(".")[0] in CLOSED_MONAI for home in homes):
-        return "is a class of MONAI's that runs what it is given"
+    if name in CLOSED_CLASSES or not all(_open(home) for home in homes):
+        return "is a class of MONAI's that may run or write what it is given"
     if module and not is_module(module):
         return "does not lead through modules"
     return None
+
+
+def _open(home: str) -> bool:
+    return home.split(".")[0] in OPEN_MONAI and home not in CLOSED_MONAI

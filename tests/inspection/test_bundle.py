@@ -144,7 +144,17 @@ DANGERS: dict[str, tuple[Plant, str]] = {
     "target_through_torch": (configured(x={"_target_": "torch.os.system"}), "torch.os.system"),
     "class_through_torch": (configured(x={"_target_": "torch.Foo.Popen"}), "torch.Foo.Popen"),
     "monai_runs_bundles": (configured(x={"_target_": "monai.bundle.run"}), "monai.bundle.run"),
-    "monai_class_by_name": (configured(x={"_target_": "ConfigWorkflow"}), "runs what it is given"),
+    "monai_class_by_name": (configured(x={"_target_": "ConfigWorkflow"}), "may run"),
+    "reader_by_word": (
+        configured(x={"_target_": "LoadImaged", "reader": "os.system", "command": "touch MARKER"}),
+        "may run or write",
+    ),
+    "merger_by_word": (
+        configured(x={"_target_": "PatchInferer", "merger_cls": "os.system"}),
+        "may run or write",
+    ),
+    "loss_that_fetches": (configured(x={"_target_": "PerceptualLoss"}), "may run or write"),
+    "logger": (configured(x={"_target_": "ignite.handlers.WandBLogger"}), "WandBLogger"),
     "monai_through_os": (configured(x={"_target_": "monai.os.Compose"}), "lead through modules"),
     "hub": (configured(x={"_target_": "torch.hub.load"}), "torch.hub.load"),
     "function_of_custom": (configured(x={"_target_": "custom.nets.fetch"}), "custom.nets.fetch"),
@@ -173,6 +183,7 @@ DANGERS: dict[str, tuple[Plant, str]] = {
     "from_import": (configured(imports=["$from os import system"]), "os.system"),
     "two_meanings": (configured(imports=["$import torch as os"]), "name of another module"),
     "debug": (configured(x={"_target_": "Compose", "_mode_": "debug"}), "debugger"),
+    "breakpoint": (configured(x={"_target_": "Compose", "_debug_": True}), "open a debugger"),
     "macro": (configured(x="%/etc/evil.json#x"), "no JSON inside the bundle"),
     "macro_above": (configured(x="%../evil.json#x"), "no JSON inside the bundle"),
     "path": (configured(output_dir="/home/someone"), "leads out of the bundle"),
@@ -221,6 +232,11 @@ DANGERS: dict[str, tuple[Plant, str]] = {
         written("configs/logging.conf", LOGGING.replace("StreamHandler", "os.system")),
         "has the class 'os.system'",
     ),
+    "logging_defaults": (
+        written("configs/logging.conf", f"{LOGGING}defaults=os.system('id')\n"),
+        "which Python would evaluate",
+    ),
+    "event_in_picture": (written("docs/x.svg", "<svg\nONLOAD ='1'/>"), "script in it"),
     "requirement": (written("requirements.txt", "torchh==1"), "does not need"),
     "index": (written("requirements.txt", "--index-url http://x\ntorch"), "no plain requirement"),
     "download": (
