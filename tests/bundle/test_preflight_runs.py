@@ -167,3 +167,27 @@ def test_load_takes_changes_of_the_network_and_refuses_wrong_ones(tmp_path: Path
     assert all(torch.equal(found[name], value) for name, value in weights.items())
     sentence = tiny.mistake(lambda: load({"network#residul": True}))
     assert "'network_def#network#residul'" in sentence and "'residual'?" in sentence
+
+
+@pytest.mark.filterwarnings("ignore:Can't merge entry")
+def test_a_plus_on_the_command_line_is_refused(tmp_path: Path) -> None:
+    overrides = {"+initialize": ["$@bootstrap", "@preflight"]}
+    (sentence,) = refused("evaluating", tmp_path, **overrides)
+    assert "'+initialize' replaces instead of adding" in sentence
+
+
+def test_a_tracked_run_may_have_the_keys_of_its_tracking(tmp_path: Path) -> None:
+    def create(**overrides: Any) -> None:
+        create_workflow(
+            config_file=str(CONFIGS / "train.json"),
+            meta_file=str(CONFIGS / "metadata.json"),
+            logging_file=False,
+            bundle_root=str(BUNDLE),
+            tracking="mlflow",
+            save_execute_config=False,
+            **{**tiny.settings("training", tmp_path), **overrides},
+        )
+
+    create(experiment_name="one")
+    sentence = tiny.mistake(lambda: create(experiment_nam="one"))
+    assert "'experiment_nam'" in sentence

@@ -90,7 +90,7 @@ OVERLAYS: dict[str, tuple[str, Any, list[str]]] = {
         {"augmentation#0#prob": 0.2},
         ["@augmentations#mild", "change 'augmentations#mild#0#prob'"],
     ),
-    "key below a number": ("train", {"epochs#first": 3}, ["'epochs#first'", "40"]),
+    "key below a number": ("train", {"epochs#first": 3}, ["'epochs#first'", "which holds no keys"]),
     "item that a list lacks": ("train", {"segmentation_grid#9": {}}, ["without an item 9"]),
     "plus on what is not there": (
         "train",
