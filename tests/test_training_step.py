@@ -307,6 +307,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
         engine.run()
         found.append(everything(engine))
         assert all(torch.isfinite(v).all() for v in network.state_dict().values())
+        assert found[-1]["average"]["updates"] == 8 // accumulation_steps - 1
     assert_same(*found)
     assert_same(step_of(engine).non_finite.state_dict(), {"total": 0, "in_row": 0})
 
