@@ -12,7 +12,7 @@ from custom.loss_terms import LossTerm
 from custom.losses import SumOfLosses
 
 COUNTED = {"skipped": "skipped_steps"}
-"""Values of ``step_info`` that are added up, and the names of their sums."""
+"""Values of ``step_info`` that are added up, alike in all processes, and names of their sums."""
 
 LAST = ("lr",)
 """Values of which the last one is shown."""
@@ -76,7 +76,8 @@ class StepMeans:
         for name in dict.fromkeys(name for part in parts for name in part["sums"]):
             total = sum(part["sums"].get(name, 0.0) for part in parts)
             count = sum(part["counts"].get(name, 0) for part in parts)
-            found[COUNTED.get(name, name)] = total if name in COUNTED else total / count
+            shared = len(parts) if name in COUNTED else count
+            found[COUNTED.get(name, name)] = total / shared
         return found
 
     def state_dict(self) -> dict[str, Any]:

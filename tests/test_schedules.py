@@ -11,7 +11,7 @@ from custom.after_validation import AfterValidation
 from custom.checkpoints import SchedulePosition, load_checkpoint, save_atomically
 from custom.early_stopping import EarlyStopping
 from custom.errors import InputError
-from custom.schedules import refuse_other_mode
+from custom.schedules import refuse_other_mode, step_schedule
 from custom.scores import DICE, VOI, KeyMetric
 
 
@@ -68,6 +68,13 @@ def test_a_score_that_grows_has_its_own_direction() -> None:
 def test_a_mode_against_the_score_is_refused(mode: Any, key: KeyMetric, wanted: str) -> None:
     with pytest.raises(InputError, match=f"lr_scheduler follows {key.title}, the {wanted}"):
         refuse_other_mode(plateau(optimizer(), mode=mode), key)
+
+
+def test_a_plateau_does_not_hear_of_steps() -> None:
+    scheduler = plateau(optimizer())
+    for _ in range(5):
+        step_schedule(scheduler)
+    assert rates(scheduler, SCORES, 10) == pytest.approx(EXPECTED)
 
 
 def test_other_schedules_do_not_hear_of_scores() -> None:

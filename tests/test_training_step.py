@@ -307,12 +307,14 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(
         engine.run()
         found.append(everything(engine))
         assert all(torch.isfinite(v).all() for v in network.state_dict().values())
+        assert found[-1]["average"]["updates"] == 8 // accumulation_steps - 1
     assert_same(*found)
     assert_same(step_of(engine).non_finite.state_dict(), {"total": 0, "in_row": 0})
 
 
-def test_what_is_skipped_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
-    engine = trainer(unet(), spoiled(crops(6), 1, 4), affinity_loss(), batch_size=2)
+@pytest.mark.parametrize("norm", ["group", "batch"])  # which makes all predictions NaN
+def test_what_is_skipped_is_counted_and_named(norm: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = trainer(unet(norm), spoiled(crops(6), 1, 4), affinity_loss(), batch_size=2)
     said = []
     engine.add_event_handler(
         IterationEvents.MODEL_COMPLETED,

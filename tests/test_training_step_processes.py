@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from custom.distributed import rank, world_size
 from custom.ema import AveragedNetwork
 from custom.processes import data_parallel
+from custom.step_values import StepMeans
 from tests.processes import SIZE, in_two
 from tests.test_training_step import affinity_loss, crops, spoiled, step_of, trainer, unet
 
@@ -74,3 +75,15 @@ def test_every_process_names_the_sample_of_the_one_that_has_it(broken: int) -> N
     first, second = in_two(named, broken)
     assert first == second
     assert f"is nan in sample {40 + broken} (volume" in first
+
+
+def shown(values: list[dict[str, float]]) -> dict[str, float]:
+    means = StepMeans()
+    for step in values:
+        means.add(step)
+    return means.take()
+
+
+def test_a_step_that_all_processes_skip_counts_once() -> None:
+    values = [{"skipped": 1.0, "train_loss": 3.0}, {"skipped": 0.0}, {"skipped": 1.0}]
+    assert in_two(shown, values) == [{"skipped_steps": 2.0, "train_loss": 3.0}] * SIZE
