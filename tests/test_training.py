@@ -77,11 +77,10 @@ class NoHistory:
 
 
 def session(folder: Path, trainer: Trainer, **settings: Any) -> TrainingSession:
-    evaluator = settings.pop("evaluator", None)
+    given = {name: settings.pop(name, None) for name in ("evaluator", "writer")}
     checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"log": trainer.log}, **settings)
-    made = TrainingSession(
-        trainer, NoHistory(), checkpoint, LENGTH, (4, 4, 4), 1, 0, None, evaluator
-    )  # type: ignore[arg-type]
+    network_of = (LENGTH, (4, 4, 4), 1)
+    made = TrainingSession(trainer, NoHistory(), checkpoint, *network_of, **given)  # type: ignore[arg-type]
     trainer.stops_after()
     return made
 
@@ -174,6 +173,35 @@ def test_epochs_of_another_length_begin_anew(
     monkeypatch.setattr("tests.test_training.LENGTH", LENGTH + 1)
     assert trained(tmp_path).begun_at == LENGTH + 1
     assert "4 batches now, not 3: the one under way begins anew" in caplog.text
+
+
+class Curves:
+    """Stands in for TensorBoard: points that are drawn, and those that vanish."""
+
+    def __init__(self) -> None:
+        self.points: list[int] = []
+
+    def purge_from(self, iteration: int) -> None:
+        self.points = [point for point in self.points if point <= iteration]
+
+
+@pytest.mark.parametrize("settings", [{}, {"interval": 1}, {"interval": 2}], ids=str)
+def test_no_point_of_a_curve_is_drawn_twice(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Every epoch draws a point at its end, as a validation does."""
+
+    def drawn(folder: Path, curves: Curves, stop: int = 1000) -> None:
+        trainer = Trainer(3, stop)
+        trainer.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda engine: curves.points.append(engine.state.iteration)
+        )
+        session(folder, trainer, writer=curves, **settings).run()
+
+    for stop in range(1, 3 * (2 * LENGTH + 3)):
+        curves = Curves()
+        with pytest.raises(KeyboardInterrupt):
+            drawn(tmp_path / str(stop), curves, stop)
+        drawn(tmp_path / str(stop), curves)
+        assert curves.points == [LENGTH, 2 * LENGTH, 3 * LENGTH], stop
 
 
 # --- signals ---
