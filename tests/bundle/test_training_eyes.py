@@ -1,6 +1,5 @@
 """What one can see of a training: TensorBoard, pictures, the report, MLflow."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +116,6 @@ def test_mlflow_tracks_losses_and_scores_of_a_training_that_is_taken_up(
         for name in ("train_loss", "voi")
     )
     assert [step for step, _ in losses] == [1, 2, 3, 4]
-    assert scores == [(1, pytest.approx(scores[0][1])), (2, pytest.approx(scores[1][1]))]
-    assert [value for _, value in scores] == [v for _, v in points(folder / "eval", "voi")]
-    shutil.rmtree(folder)
+    assert [step for step, _ in scores] == [1, 2]
+    drawn = [value for _, value in points(folder / "eval", "voi")]  # in float32
+    assert [value for _, value in scores] == pytest.approx(drawn)
