@@ -174,6 +174,19 @@ def test_the_setting_is_chosen_by_voi_times_rand_whichever_score_is_the_key(key:
     assert score.rows == {}
 
 
+def test_means_are_the_same_to_the_last_digit_in_any_order_of_the_volumes() -> None:
+    """Processes share the volumes out; the best model must not depend on how."""
+    rows = {
+        str(value): [dict.fromkeys(SCORES, value)] for value in (0.1, 0.2, 0.3)
+    }  # their sum has another last digit from the other end
+    means = []
+    for names in (list(rows), list(rows)[::-1]):
+        score = SegmentationScore(SEGMENTER, [{}])
+        score.rows = {name: rows[name] for name in names}
+        means.append(score.scores())
+    assert means[0] == means[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "best"),
     [([(2.0, 0.0), (1.0, 0.0)], 1), ([(2.0, 0.5), (1.0, 1.0)], 1), ([(1.0, 0.5)] * 3, 0)],
