@@ -8,6 +8,7 @@ from typing import Any
 from custom.errors import InputError
 
 _WHOLE = re.compile(r"(?:[/~\\]|[A-Za-z]:[\\/]|file:|\.\.?[\\/])")
+_HOME = re.compile(r"(?:file://)?(?:[A-Za-z]:)?[\\/](?:home|Users)[\\/][^\\/]+")
 _INSIDE = re.compile(
     r"(?<![\w.@:/])(?:~|[A-Za-z]:)?[\\/](?:[^\s'\"\\/,;()\[\]{}]+[\\/])+[^\s'\"\\/,;()\[\]{}]*"
 )
@@ -34,7 +35,9 @@ def without_machine_paths(value: Any) -> Any:
 
 
 def last_name(path: str) -> str:
-    """What comes after the last "/" or backslash."""
+    """What comes after the last "/" or backslash; "path" where that is a user's name."""
+    if _HOME.fullmatch(path.rstrip("/\\")):
+        return "path"
     return PureWindowsPath(path.rstrip("/\\")).name or "path"
 
 

@@ -143,6 +143,7 @@ DANGERS: dict[str, tuple[Plant, str]] = {
     "builtin_target": (configured(x={"_target_": "eval"}), "_target_ 'eval'"),
     "target_through_torch": (configured(x={"_target_": "torch.os.system"}), "torch.os.system"),
     "class_through_torch": (configured(x={"_target_": "torch.Foo.Popen"}), "torch.Foo.Popen"),
+    "function_of_torch": (configured(x={"_target_": "torch.utils.data.os"}), "is no class"),
     "monai_runs_bundles": (configured(x={"_target_": "monai.bundle.run"}), "monai.bundle.run"),
     "monai_class_by_name": (configured(x={"_target_": "ConfigWorkflow"}), "may run"),
     "reader_by_word": (

@@ -62,6 +62,7 @@ def description(folder: Path, **changes: Any) -> dict[str, Any]:
         },
         "config": config(folder, **changes),
         "versions": {"custom": "0.1.0", "torch": "2.13.0"},
+        "notes": {"made in": f"{folder}/data", "from": [f"{folder}/data/x.zarr"]},
         "epoch": 2,
         "segmentation": {"bias": -0.5},
         "validation": {"voi": 1.5},

@@ -19,6 +19,12 @@ def test_settings_of_the_training_are_the_defaults_and_places_are_not() -> None:
     assert found == {"cache_dir": "here", "device": "there", "width": 8, "output_dir": "out"}
 
 
+def test_a_path_deep_inside_a_setting_is_only_its_last_name() -> None:
+    trained = {"features": {"upsampler": "/home/ann/anyup"}, "x": [{"y": "~/z"}]}
+    found = trained_settings(trained, SHIPPED, {})
+    assert found == {"features": {"upsampler": "anyup"}, "x": [{"y": "z"}]}
+
+
 def test_what_several_gpus_need_is_not_shared() -> None:
     overlay = {"train#trainer#network": "x", "dist_init": "x", "network": "x", "+train": {}}
     trained = {**SHIPPED, "network": "parallel", "dist_init": {"_target_": "custom.join"}}
