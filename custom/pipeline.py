@@ -221,7 +221,7 @@ def load_pipeline(
             cannot be loaded or has become another one.
     """
     description = read_description(model_dir)
-    parser = _parser(model_dir, description, device, window_overlap)
+    parser = training_parser(model_dir, description, device, window_overlap)
     network = parser.get_parsed_content("network_def")
     load_weights(model_dir, network)
     backbone, spec = None, None
@@ -246,13 +246,23 @@ def load_pipeline(
     return pipeline.to(device).eval()
 
 
-def _parser(
+def training_parser(
     model_dir: str | Path,
     description: Mapping[str, Any],
     device: str | torch.device,
     window_overlap: float,
 ) -> ConfigParser:
-    """The configuration of the training, for another device."""
+    """The configuration that a model was trained with, for another device.
+
+    Args:
+        model_dir: folder of the model, for messages.
+        description: its ``model.json``.
+        device: where network and backbone compute.
+        window_overlap: of the inferer's windows.
+
+    Raises:
+        InputError: the model was trained without a configuration.
+    """
     config = description.get("config") or {}
     missing = [key for key in NEEDED if key not in config]
     if missing:
