@@ -1,5 +1,6 @@
 """A run as one of several processes that torchrun has started."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.json_fields import whole_number
 
@@ -38,7 +40,8 @@ class Joined:
 def join(timeout_minutes: int) -> Joined:
     """Meet the other processes of the run.
 
-    Tensors on GPUs are exchanged by nccl, others by gloo.
+    Tensors on GPUs are exchanged by nccl, others by gloo. From here on the first process speaks for
+    all: the others log errors alone.
 
     Args:
         timeout_minutes: that one process waits for another before it gives up; longer than what
@@ -59,6 +62,8 @@ def join(timeout_minutes: int) -> Joined:
     if not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    if not is_writer():
+        logging.disable(logging.WARNING)
     return Joined(distributed.get_world_size(), device)
 
 
