@@ -90,19 +90,19 @@ def weights(folder: str, name: str = "last.pt") -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module")
-def two(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a training of two processes."""
-    folder = project(finished, tmp_path_factory.mktemp("two"))
-    assert begun_in_two(trained, folder, {"unet_dropout": 0.0}) == ["", ""]
-    return folder
+def killed_and_taken_up(folder: str, changes: dict[str, Any]) -> list[str]:
+    """What a training ends with whose second process was killed in its second epoch."""
+    with pytest.raises(BrokenProcessPool):
+        begun_in_two(trained, folder, changes, 6)
+    assert len(history(folder)) == 1
+    return begun_in_two(trained, folder, changes)
 
 
-def test_two_processes_train_as_one_with_twice_the_batch(
-    finished: Path, two: str, tmp_path: Path
-) -> None:
-    one = project(finished, tmp_path / "one")
-    assert trained(one, {"batch_size": 4, "unet_dropout": 0.0}) == ""
+def test_two_processes_train_as_one_with_twice_the_batch(finished: Path, tmp_path: Path) -> None:
+    """Also where they were taken up after one of them was killed."""
+    one, two = (project(finished, tmp_path / name) for name in ("one", "two"))
+    assert trained(one, {"batch_size": 4}) == ""
+    assert killed_and_taken_up(two, {}) == ["", ""]
     first, second = history(one), history(two)
     assert [entry["epoch"] for entry in second] == [1, 2, 3]
     for expected, found in zip(first, second, strict=True):
@@ -114,16 +114,26 @@ def test_two_processes_train_as_one_with_twice_the_batch(
         torch.testing.assert_close(value, expected_weights[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_training_of_two_processes_goes_on_as_if_one_had_not_been_killed(
-    finished: Path, two: str, tmp_path: Path
+RISKY = {
+    "accumulation_steps": 2,
+    "checkpointing": True,
+    "context_factor": [1, 2, 3],
+    "ema_decay": 0.5,
+    "unet_dropout": 0.1,
+    "unet_norm": {"name": "batch_renorm", "warmup_steps": 1, "momentum": 0.3},
+}
+
+
+def test_a_training_goes_on_as_if_one_of_its_processes_had_not_been_killed(
+    finished: Path, tmp_path: Path
 ) -> None:
-    folder = project(finished, tmp_path / "stopped")
-    with pytest.raises(BrokenProcessPool):
-        begun_in_two(trained, folder, {"unet_dropout": 0.0}, 6)
-    assert len(history(folder)) == 1
-    assert begun_in_two(trained, folder, {"unet_dropout": 0.0}) == ["", ""]
-    assert history(folder) == history(two)
+    """With dropout of each process's own, running statistics, averages and accumulation."""
+    whole, stopped = (project(finished, tmp_path / name) for name in ("whole", "stopped"))
+    assert begun_in_two(trained, whole, RISKY) == ["", ""]
+    assert killed_and_taken_up(stopped, RISKY) == ["", ""]
+    assert history(stopped) == history(whole)
     for name in ("last.pt", "model.pt"):
-        expected = weights(two, name)
-        for part, value in weights(folder, name).items():
+        expected = weights(whole, name)
+        for part, value in weights(stopped, name).items():
             assert torch.equal(value, expected[part]), part
+    assert not [name for name in weights(whole) if "module" in name]
