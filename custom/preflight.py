@@ -16,7 +16,7 @@ from custom.config_check.running import check_running_config
 from custom.distributed import is_writer
 from custom.errors import InputError
 from custom.files import disk_fault, file_of
-from custom.processes import check_processes
+from custom.processes import check_processes, first_to_say, left_alone
 from custom.run_record import RunRecord, begin_record
 from custom.running import BundleRun, running, running_config
 
@@ -123,11 +123,15 @@ def _explain(
     mistake = user_mistake(error)
     if isinstance(error, KeyboardInterrupt):
         preflight.end("stopped")
-        sys.stderr.write("\ninterrupted; the same command takes the run up again\n")
+        if is_writer():
+            sys.stderr.write("\ninterrupted; the same command takes the run up again\n")
+    elif mistake is None and left_alone(error):
+        preflight.end("failed: another process has ended")
     elif mistake is None:
         preflight.end(f"failed: {kind.__name__}: {error}")
         sys.__excepthook__(kind, error, traceback)
     else:
         preflight.end(f"failed: {mistake}")
         logging.shutdown()
-        sys.stderr.write(f"\nerror: {mistake}\n")
+        if first_to_say(str(mistake)):
+            sys.stderr.write(f"\nerror: {mistake}\n")

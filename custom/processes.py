@@ -1,5 +1,7 @@
 """A run as one of several processes that torchrun has started."""
 
+import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +9,16 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+from ignite.engine import Engine
+from monai.engines import IterationEvents
 from torch import distributed, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not mark it
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from custom.distributed import is_writer, total, world_size
 from custom.errors import InputError
-from custom.json_fields import whole_number
+from custom.json_fields import flag, whole_number
 
 OVERLAY = "configs/multi_gpu_train.json"
 COMMAND = (
@@ -20,6 +27,9 @@ COMMAND = (
 )
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells each process."""
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says of a process that has ended."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class Joined:
 def join(timeout_minutes: int) -> Joined:
     """Meet the other processes of the run.
 
-    Tensors on GPUs are exchanged by nccl, others by gloo.
+    Tensors on GPUs are exchanged by nccl, others by gloo. From here on the first process speaks for
+    all: the others log errors alone.
 
     Args:
         timeout_minutes: that one process waits for another before it gives up; longer than what
@@ -59,6 +70,8 @@ def join(timeout_minutes: int) -> Joined:
     if not distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    if not is_writer():
+        logging.disable(logging.WARNING)
     return Joined(distributed.get_world_size(), device)
 
 
@@ -77,12 +90,69 @@ def _device(number: int, count: int) -> torch.device:
     return device
 
 
-def data_parallel(network: nn.Module) -> DistributedDataParallel:
+def data_parallel(
+    network: nn.Module, find_unused_parameters: bool = False
+) -> DistributedDataParallel:
     """The network as one of several equal ones, whose gradients are the mean of all.
 
     What it is made of stays the same object, so that what is saved does not know of it.
+
+    Args:
+        network: on this process's device.
+        find_unused_parameters: it has parameters that a step's loss may not depend on, which torch
+            waits for in vain otherwise; no network here has.
     """
-    return DistributedDataParallel(network)
+    unused = flag(find_unused_parameters, "find_unused_parameters")
+    return DistributedDataParallel(network, find_unused_parameters=unused)
+
+
+class SharedStatistics:
+    """Running statistics of norms are the mean over all processes after every batch.
+
+    Each process normalises by its own crops. So the networks stay equal, at validation and in what
+    is saved, and none of the crops is left out. A handler of MONAI's trainer.
+
+    Args:
+        network: whose floating buffers are meant.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.buffers = [b for b in network.buffers() if b.is_floating_point()]
+
+    def attach(self, engine: Engine) -> None:
+        """Run before the optimizer's step, and so before an average of weights takes them in."""
+        if self.buffers:
+            engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self) -> None:
+        """Take the mean."""
+        mean = total(parameters_to_vector(self.buffers)) / world_size()
+        vector_to_parameters(mean, self.buffers)
+
+
+def first_to_say(sentence: str) -> bool:
+    """Whether no other process of the run has said the same; of one that is alone, always."""
+    if not distributed.is_torchelastic_launched():
+        return True
+    try:
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5))
+        said: int = store.add(f"said/{hashlib.sha256(sentence.encode()).hexdigest()}", 1)
+    except (KeyError, RuntimeError):  # nobody knows
+        return True
+    return said == 1
+
+
+def left_alone(error: BaseException | None) -> bool:
+    """Whether an exception comes from the end of another process, which says why itself."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, distributed.DistError) or (
+            isinstance(error, RuntimeError) and any(word in text for word in LOST)
+        ):
+            return world_size() > 1
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def leave() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from ignite.engine import Engine
 from torch import nn
 
-from custom.distributed import gathered
 from custom.loss_terms import LossTerm
 from custom.losses import SumOfLosses
 
@@ -50,7 +49,7 @@ def loss_weights(loss: nn.Module) -> dict[str, float]:
 
 
 class StepMeans:
-    """Means of steps' values, over all processes of a run.
+    """Means of steps' values, which are the same in all processes of a run.
 
     Values that are not finite, such as the loss of a step that was skipped, do not count. Of the
     names in ``COUNTED`` there are sums, of those in ``LAST`` the last value.
@@ -69,15 +68,12 @@ class StepMeans:
             self._counts[name] = 1 if name in LAST else self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Means since the last call; every process calls it."""
-        parts = gathered([self.state_dict()])
+        """Means since the last call."""
+        found = {
+            COUNTED.get(name, name): value if name in COUNTED else value / self._counts[name]
+            for name, value in self._sums.items()
+        }
         self._sums, self._counts = {}, {}
-        found = {}
-        for name in dict.fromkeys(name for part in parts for name in part["sums"]):
-            total = sum(part["sums"].get(name, 0.0) for part in parts)
-            count = sum(part["counts"].get(name, 0) for part in parts)
-            shared = len(parts) if name in COUNTED else count
-            found[COUNTED.get(name, name)] = total / shared
         return found
 
     def state_dict(self) -> dict[str, Any]:

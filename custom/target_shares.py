@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from custom.channels import ChannelLayout
+from custom.distributed import total
 
 
 def target_shares(target: Tensor, layout: ChannelLayout) -> dict[str, float]:
-    """Shares of the answers among the voxels of a batch that count.
+    """Shares of the answers among the voxels that count, in the batches of all processes.
 
     Args:
         target: (B, T, D, H, W), channels as in the layout.
@@ -26,5 +27,5 @@ def target_shares(target: Tensor, layout: ChannelLayout) -> dict[str, float]:
     else:
         found = [((target[:, layout.affinities] > 0.5) & valid).sum()]
         names = ["share_positive"]
-    total, *parts = torch.stack([count, *found]).tolist()
-    return {name: part / total for name, part in zip(names, parts, strict=True)} if total else {}
+    every, *parts = total(torch.stack([count, *found])).tolist()
+    return {name: part / every for name, part in zip(names, parts, strict=True)} if every else {}

@@ -1,7 +1,10 @@
 """Functions run by two processes that know of each other, over gloo."""
 
+import os
+import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,19 +24,44 @@ def in_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
         function: of a module's top level; ``rank()`` tells it which process it is in.
         arguments: the same for both.
     """
+    with TemporaryDirectory() as folder:
+        return _in_two(partial(_joined, function), str(Path(folder) / "store"), *arguments)
+
+
+def begun_in_two(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Likewise, of processes that torchrun has begun, and that have not met yet."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return _in_two(partial(_begun, function), str(port), *arguments)
+
+
+def _in_two(function: Callable[..., Any], place: str, *arguments: Any) -> list[Any]:
     context = get_context("forkserver")  # modules are imported once for all calls
     context.set_forkserver_preload(PRELOADED)
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(SIZE, context) as pool:
-        store = str(Path(folder) / "store")
-        calls = [pool.submit(_called, function, rank, store, arguments) for rank in range(SIZE)]
-        return [call.result(timeout=120) for call in calls]
+    with ProcessPoolExecutor(SIZE, context) as pool:
+        calls = [pool.submit(_called, function, rank, place, arguments) for rank in range(SIZE)]
+        return [call.result(timeout=600) for call in calls]
 
 
-def _called(function: Callable[..., Any], rank: int, store: str, arguments: tuple[Any, ...]) -> Any:
+def _called(function: Callable[..., Any], rank: int, place: str, arguments: tuple[Any, ...]) -> Any:
     torch.set_num_threads(1)
-    method = f"file://{store}"
-    distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=SIZE)
     try:
-        return function(*arguments)
+        return function(rank, place, *arguments)
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _joined(function: Callable[..., Any], rank: int, place: str, *arguments: Any) -> Any:
+    method = f"file://{place}"
+    distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=SIZE)
+    return function(*arguments)
+
+
+def _begun(function: Callable[..., Any], rank: int, place: str, *arguments: Any) -> Any:
+    os.environ |= {
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(SIZE)),
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": place},
+    }
+    return function(*arguments)

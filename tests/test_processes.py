@@ -68,6 +68,7 @@ def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Mon
         processes.distributed, "init_process_group", lambda backend, timeout: begun.append(backend)
     )
     monkeypatch.setattr(processes.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(processes, "is_writer", lambda: True)
     found = join(120)
     assert chosen == [found.device] == [torch.device("cuda", 1)]
     assert begun == ["cpu:gloo,cuda:nccl"]

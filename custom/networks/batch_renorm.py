@@ -18,9 +18,9 @@ class BatchRenorm(nn.Module):
     rise in proportion to the steps: rmax reaches its value after 8, dmax after 5 times as many. The
     step is a buffer, so a training that is taken up goes on where it stood.
 
-    Statistics are of this process alone, also under DistributedDataParallel, which sends the
-    first process's running statistics to all others before every forward pass: that is what they
-    correct towards. ``SyncBatchNorm.convert_sync_batchnorm`` leaves the layer as it is.
+    Of several processes each normalises by its own crops, and ``custom.processes.SharedStatistics``
+    keeps the running statistics, which they correct towards, the mean of all.
+    ``SyncBatchNorm.convert_sync_batchnorm`` leaves the layer as it is.
 
     Args:
         channels: of the input (B, C, ...).
