@@ -414,7 +414,7 @@ def test_a_checkpoint_that_is_something_else_is_named(project: Path) -> None:
 def test_a_checkpoint_of_another_network_is_named(project: Path) -> None:
     path = project / "model" / "last.pt"
     sentence = refused("training", project, epochs=3, unet_channels=[4, 12])
-    says(sentence, [str(path), "network", "size mismatch", "another model_dir"])
+    says(sentence, [str(path), "network", "another shape", "another model_dir"])
     assert len(sentence) < 600
 
 
