@@ -138,7 +138,7 @@ def first_to_say(sentence: str) -> bool:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5))
         said: int = store.add(f"said/{hashlib.sha256(sentence.encode()).hexdigest()}", 1)
-    except (KeyError, RuntimeError):  # nobody knows
+    except (KeyError, ValueError, RuntimeError):  # nobody knows
         return True
     return said == 1
 

@@ -13,6 +13,7 @@ from custom.class_losses import ClassLoss, ClassTverskyLoss
 from custom.datasets import CropSampler
 from custom.distributed import any_rank, gathered, is_writer, joint, rank, total, world_size
 from custom.losses import AffinityLoss, AffinityTverskyLoss, LsdLoss, SumOfLosses
+from custom.processes import SharedStatistics
 from custom.scores import ClassScore, SegmentationScore, VolumeScore
 from tests import test_scores as scored
 from tests.processes import in_two
@@ -205,6 +206,26 @@ def test_parallel_networks_have_the_gradient_of_one() -> None:
     expected = gradient_of(SAMPLES, together=False)
     for found in in_two(gradients_of_halves):
         assert found == pytest.approx(expected, rel=1e-10)
+
+
+class Trained:
+    """Stands for a network: a running statistic and a count."""
+
+    def __init__(self, mean: float) -> None:
+        self.mean, self.steps = torch.tensor([mean, 8.0]), torch.tensor(3)
+
+    def buffers(self) -> list[Tensor]:
+        return [self.mean, self.steps]
+
+
+def shared_statistics() -> tuple[list[float], int]:
+    network = Trained(mean=1.0 + 4 * rank())
+    SharedStatistics(network)()  # type: ignore[arg-type]
+    return network.mean.tolist(), int(network.steps)
+
+
+def test_running_statistics_are_the_mean_of_all_processes() -> None:
+    assert in_two(shared_statistics) == [([3.0, 8.0], 3)] * 2
 
 
 # --- validation ---

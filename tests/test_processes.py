@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from custom import processes
 from custom.errors import InputError
-from custom.processes import OVERLAY, check_processes, join
+from custom.processes import OVERLAY, check_processes, first_to_say, join, left_alone
 
 TORCHRUN = {
     "RANK": "3",
@@ -73,3 +74,26 @@ def test_every_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.Mon
     assert chosen == [found.device] == [torch.device("cuda", 1)]
     assert begun == ["cpu:gloo,cuda:nccl"]
     assert found.size == 4
+
+
+def test_only_the_end_of_another_process_is_not_a_processs_own_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1")
+    wrapped = RuntimeError("Failed to evaluate")
+    wrapped.__cause__ = lost
+    assert not left_alone(wrapped)  # there is no other process
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    assert left_alone(wrapped)
+    assert not left_alone(RuntimeError("a bug"))
+    assert not left_alone(ConnectionError("Connection closed by peer"))
+
+
+def test_a_sentence_is_said_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [first_to_say("alone") for _ in range(2)] == [True, True]
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    begun_by_torchrun(monkeypatch, MASTER_PORT=str(server.port))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    assert [first_to_say(said) for said in ("one", "one", "other")] == [True, False, True]
+    monkeypatch.setenv("MASTER_PORT", "none")
+    assert first_to_say("one")  # rather twice than never
