@@ -8,6 +8,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from custom.distributed import is_writer
 from custom.files import write_atomically
 from custom.model_files import read_description
 
@@ -47,6 +48,8 @@ class ModelScores:
 
     def __call__(self, engine: Engine) -> None:
         """Write and log."""
+        if not is_writer():
+            return
         state: Any = engine.state
         content = {
             "section": self.section,
