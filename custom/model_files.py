@@ -112,12 +112,12 @@ class BestModel:
             ValueError: that run was trained on other features, to predict something else, with
                 another network, or chose its best model by another score.
         """
-        if self.key.name not in state:
-            raise ValueError(f"its best model was chosen by another score than {self.key.name}")
         for name in PREDICTS:
             before, now = state.get(name), self.description.get(name)
             if before is not None and before != now:
                 raise ValueError(f"trained with {name} {before!r}, not {now!r}")
+        if self.key.name not in state:
+            raise ValueError(f"its best model was chosen by another score than {self.key.name}")
         network = network_settings(self.description.get("config", {}))
         if different := network_difference(state.get("network", {}), network):
             raise ValueError(f"trained with a network that differs in: {', '.join(different[:3])}")

@@ -118,7 +118,8 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
+            expected = torch.as_tensor(other[name])  # a number, before there is a batch of them
+            torch.testing.assert_close(value, expected, rtol=0, atol=0, msg=name)
         else:
             assert value == other[name], name
 

@@ -37,6 +37,7 @@ from custom.targets.settings import TargetSettings, target_settings
 from custom.transforms import LabelsToTargetsd, inner_box
 from tests.features.cached import SPEC
 from tests.planted import KEYS, assert_in_register, blob, tokens_of_blob
+from tests.test_datasets import assert_same
 
 ISOTROPIC, SECTIONS = (8.0, 8.0, 8.0), (40.0, 8.0, 8.0)
 IDS = np.array([0, 7, 2**40, 2**63, 2**64 - 1], np.uint64)
@@ -396,8 +397,7 @@ def test_a_sample_follows_from_its_number_wherever_it_is_made() -> None:
     for number, sample in enumerate(alone):
         batch = batches[number // 2]
         assert batch.keys() == sample.keys()
-        for key, value in sample.items():
-            assert torch.equal(batch[key][number % 2], value), key
+        assert_same({key: values[number % 2] for key, values in batch.items()}, sample)
 
 
 # --- mistakes ---

@@ -454,9 +454,11 @@ def write_rgb_png(path: Path) -> Path:
     return path
 
 
-def write_lzw(path: Path) -> Path:
-    images = [Image.fromarray(s.astype(np.uint8)) for s in VALUES]
-    images[0].save(path, save_all=True, append_images=images[1:], compression="tiff_lzw")
+def write_unknown_compression(path: Path) -> Path:
+    tifffile.imwrite(path, VALUES, compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for page in file.pages:
+            page.tags["Compression"].overwrite(32809)  # ThunderScan, which nobody decodes
     return path
 
 
@@ -484,7 +486,7 @@ def write_empty_folder(path: Path) -> Path:
         (lambda p: write_rgb_png(p / "rgb"), r"section 0.png has shape \(4, 5, 3\)"),
         (lambda p: write_unequal(p / "u"), r"section s99.tif has shape \(6, 11\)"),
         (lambda p: write_empty_folder(p / "e"), "neither Zarr, N5 or precomputed metadata nor PNG"),
-        (lambda p: write_lzw(p / "lzw.tif"), "lzw.tif' cannot be decoded: .*imagecodecs"),
+        (lambda p: write_unknown_compression(p / "c.tif"), "c.tif' cannot be decoded: .*32809"),
     ],
     ids=lambda value: "" if callable(value) else value,
 )

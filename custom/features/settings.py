@@ -93,7 +93,7 @@ def asked_of(spec: FeatureSpec, settings: Mapping[str, Any]) -> FeatureSpec:
     """The spec that the config's ``features`` ask for, if the backbone is that of another spec.
 
     For a look before any backbone is loaded: what only the backbone can tell is taken from
-    ``spec``, its weights and the number of its layers among it.
+    ``spec``, its weights, those of an upsampler and the number of its layers among it.
 
     Args:
         spec: of a cache or a model.
@@ -105,7 +105,7 @@ def asked_of(spec: FeatureSpec, settings: Mapping[str, Any]) -> FeatureSpec:
     chosen = complete_settings(settings)
     planes = tuple(sequence(chosen["planes"], "features.planes"))
     stride = spec.patch_size if chosen["stride"] is None else chosen["stride"]
-    same_upsampler = chosen["upsampler"] == spec.upsampler
+    both_upsample = None not in (chosen["upsampler"], spec.upsampler)
     return replace(
         spec,
         pixels_per_voxel=_triple(chosen["pixels_per_voxel"]),
@@ -120,7 +120,7 @@ def asked_of(spec: FeatureSpec, settings: Mapping[str, Any]) -> FeatureSpec:
         dtype=chosen["dtype"],
         layout=chosen["layout"],
         upsampler=chosen["upsampler"],
-        upsampler_digest=spec.upsampler_digest if same_upsampler else None,
+        upsampler_digest=spec.upsampler_digest if both_upsample else None,
         pca=chosen["pca"],
         channels=spec.channels if chosen["pca"] is None else chosen["pca"],
         pca_digest=spec.pca_digest if chosen["pca"] == spec.pca else None,

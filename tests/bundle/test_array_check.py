@@ -254,7 +254,7 @@ def test_a_cache_that_lacks_an_entry_of_the_datalist_is_said(
     says(caplog.text, ["training entry 'new'", "the cache lacks", "run preprocessing"])
     caplog.clear()
     checked("training", project, volume_indices=[0])
-    assert "lacks" not in caplog.text
+    assert "the cache lacks" not in caplog.text
 
 
 # --- the estimate sees what the training sees ---

@@ -323,7 +323,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
 def test_a_disk_that_fills_up_ends_in_a_sentence_and_the_same_command_goes_on(
     data: Path,
 ) -> None:
-    arguments = ["-c", LIMITED, "4000", *tiny.arguments("preprocessing", data)[2:]]
+    arguments = ["-c", LIMITED, "8000", *tiny.arguments("preprocessing", data)[2:]]
     done = tiny.command(arguments)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -342,10 +342,20 @@ runpy.run_module("monai.bundle", run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "file"), [("training", "last.pt"), ("inference", "affinities")])
-def test_every_run_says_so_when_the_disk_fills_up(project: Path, name: str, file: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "limit", "file"),
+    [
+        ("training", "3000", "last.pt"),
+        ("inference", "13000", "affinities"),
+        ("inference", "3000", "runs"),
+    ],
+)
+def test_every_run_says_so_when_the_disk_fills_up(
+    project: Path, name: str, limit: str, file: str
+) -> None:
     shutil.rmtree(project / ("model" if name == "training" else "output"))
-    done = tiny.command(["-c", LIMITED, "3000", *tiny.arguments(name, project)[2:]])
+    changes = {"region": "volume"} if file == "affinities" else {}  # larger than the run's record
+    done = tiny.command(["-c", LIMITED, limit, *tiny.arguments(name, project, **changes)[2:]])
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     says(last, ["error: ", file, "File too large", "make room"])
@@ -572,7 +582,7 @@ def test_evaluating_before_inference_is_said(project: Path) -> None:
         ),
         pytest.param(
             "training",
-            {"augmentation": "@augmentations#strong", "augmentations#strong#0#radius": -1},
+            {"augmentation": "@augmentations#strong", "augmentations#strong#0#radius": [-1]},
             "radius of RandMembranesd must be [low, high], whole numbers from 1 on",
             marks=pytest.mark.slow,
         ),
