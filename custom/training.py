@@ -42,7 +42,7 @@ class TrainingSession:
     Args:
         trainer: MONAI's, with its validation handler.
         history: attached here, so that it sees an epoch's validation.
-        checkpoint: restores and saves; attached here, after everything that it saves.
+        checkpoint: restores and saves; attached here, after everything that belongs to an epoch.
         iterations_per_epoch: batches of an epoch.
         crop_size: (D, H, W) that the network is to be trained on.
         batch_size: crops per batch.
@@ -73,10 +73,8 @@ class TrainingSession:
         self.trainer = trainer
         self.seed = seed
         trainer.add_event_handler(Events.ITERATION_STARTED, self._seed_batch)
-        history.attach(trainer)
-        checkpoint.attach(trainer)
-        for report in reports:
-            report.attach(trainer)
+        for writes in (history, *reports, checkpoint):  # after a kill all of them is done again
+            writes.attach(trainer)
         self.interruption, self._farewell = Interruption(), ""
         if evaluator is not None:
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_validation)
