@@ -12,9 +12,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from custom.checkpoints import TrainingCheckpoint, load_checkpoint, save_atomically
+from custom.distributed import rank
 from custom.errors import InputError
 from custom.interruption import STOPPED
 from custom.training import TrainingSession, training_volumes
+from tests.processes import in_two
 
 LENGTH = 3  # batches of an epoch
 
@@ -184,6 +186,21 @@ def test_fewer_epochs_than_were_trained_are_refused(tmp_path: Path) -> None:
     trained(tmp_path)
     with pytest.raises(InputError, match=r"epochs is 2, but '.*last\.pt' has been trained for 3: "):
         trained(tmp_path, epochs=2)
+
+
+def refusal_in_folders_apart(folder: str) -> str:
+    """What a training says in each of two processes whose model_dir is not the same folder."""
+    try:
+        trained(Path(folder) / str(rank()))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_read_different_checkpoints_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "0", epochs=1)
+    for said in in_two(refusal_in_folders_apart, str(tmp_path)):
+        assert "processes would go on after different batches (3, 0)" in said
 
 
 def test_epochs_of_another_length_begin_anew(
