@@ -36,25 +36,51 @@ class SchedulePosition:
     A scheduler's own state dict holds its form too, such as the length of a cosine: restored, it
     would overrule ``epochs`` and ``learning_rate`` of the run that goes on.
 
+    Where epochs have become longer or shorter, by new volumes, more processes or
+    ``accumulation_steps``, and the schedule with them, it goes on after as many epochs as before.
+
     Args:
         scheduler: stepped by the training step, or by validation's score.
+        steps_per_epoch: of the optimizer; None: not known, so that every epoch counts as alike.
     """
 
     KEPT = ("last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter")
+    LENGTH = ("t_total", "total_steps")  # of warm-up with cosine, and of one cycle
 
-    def __init__(self, scheduler: LRScheduler) -> None:
+    def __init__(self, scheduler: LRScheduler, steps_per_epoch: int | None = None) -> None:
         self.scheduler = scheduler
+        self.steps_per_epoch = steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Steps so far and the last learning rates; of a plateau, what it waits for."""
         state = self.scheduler.state_dict()
-        return {name: state[name] for name in self.KEPT if name in state}
+        kept = {name: state[name] for name in self.KEPT if name in state}
+        return {**kept, "length": self._length, "steps_per_epoch": self.steps_per_epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the position of the run that is taken up."""
+        """Take the position of the run that is taken up.
+
+        Raises:
+            ValueError: only one of the two schedules follows a score.
+        """
         form = self.scheduler.state_dict()
+        if ("best" in form) != ("best" in state):
+            raise ValueError("one follows the score of validation, the other counts steps")
         position = {name: state[name] for name in self.KEPT if name in form}
+        before, now = state.get("steps_per_epoch"), self.steps_per_epoch
+        if before and now and before != now and state.get("length") != self._length:
+            position["last_epoch"] = round(position["last_epoch"] * now / before)
+            logger.warning(
+                "an epoch has %d steps of the optimizer now, not %d: the schedule goes on at step "
+                "%d of %s",
+                *(now, before, position["last_epoch"], self._length),
+            )
         self.scheduler.load_state_dict({**form, **position})
+
+    @property
+    def _length(self) -> int | None:
+        """Steps of the whole schedule, of one that has an end."""
+        return next((n for name in self.LENGTH if (n := getattr(self.scheduler, name, 0))), None)
 
 
 class TrainingCheckpoint:
@@ -183,7 +209,8 @@ class TrainingCheckpoint:
         before = state.get("iterations_per_epoch") or iterations_per_epoch
         batches = int(state.get("iteration", state["epoch"] * before) - state["epoch"] * before)
         if before == iterations_per_epoch or not batches:
-            return batches
+            in_group = batches % self.accumulation_steps  # of steps that had fewer batches
+            return batches if batches == before else batches - in_group
         logger.warning(
             "an epoch has %d batches now, not %d: the one under way begins anew",
             iterations_per_epoch,

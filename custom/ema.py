@@ -37,11 +37,7 @@ class AveragedNetwork:
         self.decay = None if decay is None else _checked(decay)
         self.updates = 0
         if self.decay is not None:
-            self._begin()
-
-    def _begin(self) -> None:
-        self.network = deepcopy(self.trained).eval().requires_grad_(False)
-        self.updates = 0
+            self.network = deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -62,15 +58,13 @@ class AveragedNetwork:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The average of the run that is taken up, after its network.
 
-        One that had none begins anew, at the network's weights.
+        One that had none begins anew, at the network's weights. The average stays the same object:
+        validation and the best model have it already.
         """
         if self.decay is None:
             return
-        if not state:
-            self._begin()
-            return
-        self.network.load_state_dict(state["weights"])
-        self.updates = state["updates"]
+        self.network.load_state_dict(state["weights"] if state else self.trained.state_dict())
+        self.updates = state["updates"] if state else 0
 
 
 def _checked(decay: float) -> float:

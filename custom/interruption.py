@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.resource_tracker import ensure_running
 from types import FrameType
 from typing import Any
 
@@ -76,6 +77,7 @@ def signals_held_back() -> Iterator[None]:
     Workers are told by their parent, or its death, when to end: a signal for the whole group, from
     a terminal or a batch system, must not take them from a training that is about to save.
     """
+    ensure_running()  # Python's tracker, which a loader needs: its start ends by unblocking both
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -28,17 +28,27 @@ class OptimizerState:
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's, and the settings that its run began with."""
-        return {**self.optimizer.state_dict(), "settings": self.settings}
+        return {**self.optimizer.state_dict(), "settings": self.settings, "kind": self._kind}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with what was gathered, and with the configuration's settings."""
+        """Go on with what was gathered, and with the configuration's settings.
+
+        Raises:
+            ValueError: it was gathered by another optimizer.
+        """
         given = dict(state)
+        if (kind := given.pop("kind", self._kind)) != self._kind:
+            raise ValueError(f"trained with {kind}, not {self._kind}")
         settings = given.pop("settings", None) or [_settings(g) for g in given["param_groups"]]
         self.optimizer.load_state_dict(given)
         for group, before, now in zip(
             self.optimizer.param_groups, settings, self.settings, strict=True
         ):
             _renew_(group, before, now)
+
+    @property
+    def _kind(self) -> str:
+        return type(self.optimizer).__name__
 
 
 def _settings(group: Mapping[str, Any]) -> Settings:

@@ -13,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from custom.checkpoints import TrainingCheckpoint
 from custom.crop_check import refuse_crop_size
 from custom.datasets import CropSampler
-from custom.distributed import is_writer, rank, world_size
+from custom.distributed import gathered, is_writer, rank, world_size
 from custom.errors import InputError
 from custom.features.backbone import BackboneSource
 from custom.features.cache import CachedVolume, ids_in, open_cache, refuse_difference
@@ -42,7 +42,7 @@ class TrainingSession:
     Args:
         trainer: MONAI's, with its validation handler.
         history: attached here, so that it sees an epoch's validation.
-        checkpoint: restores and saves; attached here, after everything that it saves.
+        checkpoint: restores and saves; attached here, after everything that belongs to an epoch.
         iterations_per_epoch: batches of an epoch.
         crop_size: (D, H, W) that the network is to be trained on.
         batch_size: crops per batch.
@@ -73,10 +73,8 @@ class TrainingSession:
         self.trainer = trainer
         self.seed = seed
         trainer.add_event_handler(Events.ITERATION_STARTED, self._seed_batch)
-        history.attach(trainer)
-        checkpoint.attach(trainer)
-        for report in reports:
-            report.attach(trainer)
+        for writes in (history, *reports, checkpoint):  # after a kill all of them is done again
+            writes.attach(trainer)
         self.interruption, self._farewell = Interruption(), ""
         if evaluator is not None:
             evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_validation)
@@ -101,7 +99,8 @@ class TrainingSession:
 
         Raises:
             InputError: the network cannot take the crops; another run writes the same folders; the
-                checkpoint does not fit, or has been trained for more epochs.
+                checkpoint does not fit, has been trained for more epochs, or is another one in
+                another process.
             SystemExit: with status ``STOPPED``: a signal has asked it to stop, and all is saved.
         """
         refuse_crop_size(self.trainer.network, self.crop_size, self.batch_size)
@@ -118,6 +117,7 @@ class TrainingSession:
 
     def _take_up(self) -> None:
         batches = self.checkpoint.resume(self.trainer, self.iterations_per_epoch)
+        self._refuse_other_places()
         ending = batches == self.iterations_per_epoch
         self._refuse_fewer_epochs(batches)
         state = self.trainer.state
@@ -164,6 +164,16 @@ class TrainingSession:
             f"command goes on from there\n"
         )
         raise SystemExit(STOPPED)
+
+    def _refuse_other_places(self) -> None:
+        """Processes whose ``model_dir`` is not the same folder would go on as other networks."""
+        places = gathered([self.trainer.state.iteration])
+        if len(set(places)) > 1:
+            raise InputError(
+                f"processes would go on after different batches ({', '.join(map(str, places))}): "
+                f"give model_dir '{self.checkpoint.path.parent}' as a folder that all machines "
+                f"share"
+            )
 
     def _refuse_fewer_epochs(self, batches: int) -> None:
         state = self.trainer.state

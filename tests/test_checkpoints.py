@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from custom.checkpoints import (
     SchedulePosition,
@@ -159,3 +160,33 @@ def test_a_schedule_that_is_taken_up_is_that_of_the_config(
     position = SchedulePosition(scheduler)
     position.load_state_dict(load_checkpoint(tmp_path / "last.pt")["position"])
     assert rates(optimizer, scheduler, 4) == pytest.approx(rates(*schedule(total, rate), 10)[6:])
+
+
+@pytest.mark.parametrize(("per_epoch", "left"), [(2, 4), (10, 20)])
+def test_a_schedule_goes_on_in_its_middle_when_epochs_have_another_length(
+    per_epoch: int, left: int
+) -> None:
+    before, now = schedule(4 * 4), schedule(4 * per_epoch)
+    rates(*before, 8)
+    state = SchedulePosition(before[1], steps_per_epoch=4).state_dict()
+    SchedulePosition(now[1], steps_per_epoch=per_epoch).load_state_dict(state)
+    assert rates(*now, left) == pytest.approx(rates(*schedule(4 * per_epoch), 2 * left)[left:])
+
+
+def test_a_schedule_of_a_length_of_its_own_does_not_care_for_epochs() -> None:
+    before, now = schedule(10), schedule(10)
+    rates(*before, 6)
+    state = SchedulePosition(before[1], steps_per_epoch=4).state_dict()
+    SchedulePosition(now[1], steps_per_epoch=2).load_state_dict(state)
+    assert rates(*now, 4) == pytest.approx(rates(*schedule(10), 10)[6:])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_schedule_that_counts_steps_does_not_go_on_as_one_that_follows_a_score(
+    reverse: bool,
+) -> None:
+    optimizer, cosine = schedule(10)
+    schedules: list[LRScheduler] = [cosine, ReduceLROnPlateau(optimizer)]
+    before, now = reversed(schedules) if reverse else schedules
+    with pytest.raises(ValueError, match="one follows the score of validation, the other counts"):
+        SchedulePosition(now).load_state_dict(SchedulePosition(before).state_dict())

@@ -109,3 +109,16 @@ def test_a_training_without_an_average_can_go_on_with_one_and_the_reverse() -> N
 def test_another_decay_is_refused(decay: float) -> None:
     with pytest.raises(InputError, match="ema_decay must be null or a number above 0 and below 1"):
         AveragedNetwork(nn.Linear(1, 1), decay)
+
+
+def test_an_average_that_begins_late_is_the_network_that_others_already_hold() -> None:
+    trained = nn.Linear(2, 2)
+    average = AveragedNetwork(trained, 0.9)
+    held = average.network  # by the evaluator and the best model, since they were made
+    weights = {name: value + 1 for name, value in trained.state_dict().items()}
+    trained.load_state_dict(weights)
+    average.load_state_dict({})
+    for name, value in held.state_dict().items():
+        assert torch.equal(value, weights[name])
+    average.update()
+    assert average.network is held

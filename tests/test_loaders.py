@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -207,3 +208,20 @@ def test_a_damaged_chunk_ends_the_epoch_in_one_sentence(tmp_path: Path, workers:
 def test_rejects(cache_dir: Path, loading: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         list(batches(crops(cache_dir), 1, **loading))
+
+
+FIRST_WORKER = """
+import multiprocessing, signal
+from custom.interruption import signals_held_back
+with signals_held_back():
+    multiprocessing.get_context("spawn").Queue()  # starts Python's tracker, as a loader's does
+    print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+print(*signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+
+
+def test_signals_are_kept_from_the_first_workers_of_a_process_too() -> None:
+    """Python's tracker, which starts with them, lets both signals through when it has begun."""
+    command = [sys.executable, "-c", FIRST_WORKER]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [f"{signal.SIGINT:d} {signal.SIGTERM:d}", ""]

@@ -78,3 +78,10 @@ def test_a_checkpoint_without_settings_is_that_of_its_groups() -> None:
     _, optimizer, _ = made("steps", lr=0.4)
     OptimizerState(optimizer).load_state_dict(before[1].state_dict())
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 / 2)
+
+
+def test_another_optimizer_is_refused() -> None:
+    _, optimizer, _ = made("steps")
+    sgd = torch.optim.SGD(optimizer.param_groups[0]["params"], lr=0.1)
+    with pytest.raises(ValueError, match="trained with AdamW, not SGD"):
+        OptimizerState(sgd).load_state_dict(OptimizerState(optimizer).state_dict())

@@ -12,9 +12,11 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from custom.checkpoints import TrainingCheckpoint, load_checkpoint, save_atomically
+from custom.distributed import rank
 from custom.errors import InputError
 from custom.interruption import STOPPED
 from custom.training import TrainingSession, training_volumes
+from tests.processes import in_two
 
 LENGTH = 3  # batches of an epoch
 
@@ -78,6 +80,7 @@ class NoHistory:
 
 def session(folder: Path, trainer: Trainer, **settings: Any) -> TrainingSession:
     given = {name: settings.pop(name, None) for name in ("evaluator", "writer")}
+    given["reports"] = settings.pop("reports", ())
     checkpoint = TrainingCheckpoint(str(folder / "last.pt"), {"log": trainer.log}, **settings)
     network_of = (LENGTH, (4, 4, 4), 1)
     made = TrainingSession(trainer, NoHistory(), checkpoint, *network_of, **given)  # type: ignore[arg-type]
@@ -143,6 +146,26 @@ def test_what_is_left_of_the_last_epoch_is_its_end_alone(tmp_path: Path) -> None
     assert load_checkpoint(tmp_path / "cut" / "last.pt")["epoch"] == 1
 
 
+class Report:
+    """Reads how many epochs the checkpoint counts as done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[int] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self) -> None:
+        self.found.append(load_checkpoint(self.path)["epoch"])
+
+
+def test_an_epoch_is_done_when_its_report_is_written(tmp_path: Path) -> None:
+    report = Report(tmp_path / "last.pt")
+    trained(tmp_path, reports=[report])
+    assert report.found == [0, 1, 2]  # a kill between the two would leave the report behind
+
+
 def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     trained(tmp_path)
     before = (tmp_path / "last.pt").stat().st_mtime_ns
@@ -165,6 +188,21 @@ def test_fewer_epochs_than_were_trained_are_refused(tmp_path: Path) -> None:
         trained(tmp_path, epochs=2)
 
 
+def refusal_in_folders_apart(folder: str) -> str:
+    """What a training says in each of two processes whose model_dir is not the same folder."""
+    try:
+        trained(Path(folder) / str(rank()))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_read_different_checkpoints_are_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "0", epochs=1)
+    for said in in_two(refusal_in_folders_apart, str(tmp_path)):
+        assert "processes would go on after different batches (3, 0)" in said
+
+
 def test_epochs_of_another_length_begin_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +211,12 @@ def test_epochs_of_another_length_begin_anew(
     monkeypatch.setattr("tests.test_training.LENGTH", LENGTH + 1)
     assert trained(tmp_path).begun_at == LENGTH + 1
     assert "4 batches now, not 3: the one under way begins anew" in caplog.text
+
+
+def test_a_step_of_more_batches_begins_with_its_first(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, stop=1 + 2 * LENGTH + 2 + 1 + 2, interval=1)  # one batch of the second
+    assert trained(tmp_path, interval=1, accumulation_steps=2).begun_at == LENGTH + 1
 
 
 class Curves:

@@ -29,7 +29,7 @@ SCORES = {1: 1.5, 2: 0.5, 3: 0.75}
 SPLIT = {"training": [{"id": "left", "offset": [0, 1, 2], "shape": [3, 4, 5]}], "validation": []}
 
 
-def trained(folder: Path, epochs: int = 3, **stop: Any) -> str:
+def trained(folder: Path, epochs: int = 3, early: bool = False, **stop: Any) -> str:
     """The report of a training of three epochs of two steps, each validated."""
     clock, validation = Clock(), Engine(lambda engine, batch: None)
 
@@ -57,6 +57,8 @@ def trained(folder: Path, epochs: int = 3, **stop: Any) -> str:
     changed = {"amp": False, "crop_size": [8, 8, 8]}
     RunSettings(board, {"amp": 0, "crop_size": "[8, 8, 8]"}, history, VOI).attach(trainer)
     report = TrainingReport(str(path), history, VOI, {"split": SPLIT}, changed, timing)
+    if early:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
     report.attach(trainer)
     if stop:
         trainer.add_event_handler(Events.EPOCH_STARTED(once=2), trainer.terminate)
@@ -132,6 +134,12 @@ def test_a_training_that_was_stopped_has_a_report_that_says_so(tmp_path: Path) -
     found = Rows(trained(tmp_path, stop=True))
     assert "1 of 3" in found.texts
     assert any("not come to its end" in text for text in found.texts)
+
+
+def test_a_training_that_ended_early_has_come_to_its_end(tmp_path: Path) -> None:
+    found = Rows(trained(tmp_path, early=True))
+    assert "2 of 3" in found.texts
+    assert not any("not come to its end" in text for text in found.texts)
 
 
 def test_one_process_of_several_writes_it(tmp_path: Path) -> None:
