@@ -144,6 +144,23 @@ def test_an_interrupted_training_shares_its_best_model_and_says_so(project: Path
     assert "**the training was interrupted** after 1 of 2 epochs" in card
 
 
+def test_a_training_that_early_stopping_has_ended_was_not_interrupted(tmp_path: Path) -> None:
+    write_trained_model(tmp_path, early_stopping=3, epochs=9)
+    state = {"best": 1.0, "without_better": 3}
+    torch.save({"epoch": 5, "early_stopping": state}, tmp_path / "model" / "last.pt")
+    card = share(tmp_path)["shared/docs/README.md"].decode()
+    assert "the best of 5 epochs" in card and "interrupted" not in card
+
+
+def test_scores_and_pictures_of_another_training_are_refused(project: Path) -> None:
+    history = project / "eval" / "history.json"
+    history.write_text(json.dumps([{"epoch": 1, "voi": 1.5}, {"epoch": 2, "voi": 1.75}]))
+    with pytest.raises(InputError, match=r"of another training.*epoch 2"):
+        share(project)
+    history.write_text(json.dumps([{"epoch": 1, "voi": 1.75}, {"epoch": 2, "voi": 1.5}]))
+    assert share(project)
+
+
 def test_without_a_checkpoint_the_card_does_not_know_how_far_it_came(project: Path) -> None:
     (project / "model" / "last.pt").unlink()
     assert "is not known" in share(project)["shared/docs/README.md"].decode()
