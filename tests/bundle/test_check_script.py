@@ -72,7 +72,9 @@ def test_arrays_are_looked_at_too(
 def test_an_array_that_is_missing_is_said(finished: Path, tmp_path: Path) -> None:
     wanted = given("training", finished) | {"cache_dir": str(tmp_path / "nowhere")}
     assert str(tmp_path / "nowhere") in said(TRAIN, **wanted)
-    assert "crop_size" in said(TRAIN, **(given("training", finished) | {"crop_size": [400, 16, 16]}))
+    assert "crop_size" in said(
+        TRAIN, **(given("training", finished) | {"crop_size": [400, 16, 16]})
+    )
 
 
 def given(name: str, folder: Path) -> dict[str, Any]:

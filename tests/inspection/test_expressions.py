@@ -10,8 +10,8 @@ from custom.inspection.expressions import (
     import_faults,
     imported,
     macro_fault,
-    reference_fault,
     path_fault,
+    reference_fault,
 )
 from custom.inspection.own_project import OwnProject
 from tests.bundle import tiny
