@@ -126,7 +126,10 @@ def expression_faults(text: str, aliases: Mapping[str, str], own: OwnProject) ->
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         yield f"cannot be parsed ({type(error).__name__})"
         return
-    yield from _Judge({**GLOBALS, **aliases}, own).faults(tree)
+    try:
+        yield from list(_Judge({**GLOBALS, **aliases}, own).faults(tree))
+    except RecursionError:
+        yield "is nested too deeply"
 
 
 def reference_fault(reference: str) -> str | None:

@@ -103,6 +103,8 @@ def test_what_configurations_need_is_allowed(text: str) -> None:
         "sys.path.append('x')",
         "[sys.path.append(p) for p in (os.path.abspath('x'),)]",
         "(" * 300 + ")" * 300,
+        "+".join(["1"] * 1500),
+        "@a" + ".b()" * 900,
     ],
 )
 def test_everything_else_is_not(text: str) -> None:
