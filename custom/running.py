@@ -2,14 +2,19 @@
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, create_workflow
 
 RUNS = ("preprocessing", "training", "inference", "evaluating")
+NO_OVERRIDES = frozenset(
+    {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters} - {"override"}
+)
+"""Arguments of MONAI's ``run`` and of its workflow that are no keys of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +58,15 @@ def running() -> BundleRun | None:
     A workflow that is built by hand, without ``monai.bundle.run`` or ``create_workflow``, does not
     know its files and overrides any more.
     """
-    frames = [found.frame for found in inspect.stack()]
-    workflow = next((w for w in map(_workflow, frames) if w is not None), None)
+    workflow = calling_workflow()
     if workflow is None:
         return None
-    given = next((f.f_locals for f in frames if f.f_code.co_name == "create_workflow"), {})
-    files = given.get("config_file") or ()
-    overrides = {k: v for k, v in given.get("_args", {}).items() if k not in _OF_MONAI}
+    call = creation_of(workflow) or Creation()
     return BundleRun(
         str(workflow.run_id),
         dict(workflow.parser.get("")),
-        [files] if isinstance(files, str) else list(files),
-        json.loads(json.dumps(overrides, default=str)),
+        call.config_files,
+        json.loads(json.dumps(call.overrides, default=str)),
     )
 
 
@@ -74,10 +76,50 @@ def running_config() -> dict[str, Any]:
     return {} if run is None else dict(run.config)
 
 
-_OF_MONAI = ("run_id", "init_id", "final_id", "meta_file", "logging_file", "tracking")
+@dataclass(frozen=True)
+class Creation:
+    """A call of MONAI's ``create_workflow``, which ``run`` and ``load`` make, too.
+
+    Args:
+        config_files: in the order they were given.
+        overrides: by key, as the user wrote it: also with a plus.
+        tracking: what ``--tracking`` was.
+    """
+
+    config_files: Sequence[str] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tracking: Any = None
 
 
-def _workflow(frame: FrameType) -> ConfigWorkflow | None:
-    """The workflow whose method runs in a frame."""
-    found = frame.f_locals.get("self")
-    return found if isinstance(found, ConfigWorkflow) else None
+def calling_workflow() -> ConfigWorkflow | None:
+    """The workflow that is calling; None outside of one."""
+    found = (frame.f_locals.get("self") for frame in _frames())
+    return next((workflow for workflow in found if isinstance(workflow, ConfigWorkflow)), None)
+
+
+def creation_of(workflow: ConfigWorkflow) -> Creation | None:
+    """What a workflow that is initializing was made from; None where no call is making it."""
+    for frame in _frames():
+        made = frame.f_code is create_workflow.__code__
+        if made and frame.f_locals.get("workflow_") is workflow:
+            return _creation(frame.f_locals)
+    return None
+
+
+def _creation(local: Mapping[str, Any]) -> Creation:
+    """The call whose local variables these are. MONAI strips a plus, and has both spellings."""
+    files = local["config_file"] or ()
+    given = {**local["kwargs"], **local["_args"]}
+    added = {key.removeprefix("+") for key in given if key.startswith("+")}
+    return Creation(
+        [str(name) for name in ([files] if isinstance(files, str | Path) else files)],
+        {key: v for key, v in given.items() if key not in NO_OVERRIDES and key not in added},
+        given.get("tracking"),
+    )
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

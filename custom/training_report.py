@@ -77,7 +77,7 @@ class TrainingReport:
         """Write."""
         state: Any = engine.state
         best = self.history.best(self.key)
-        over = state.epoch >= state.max_epochs or engine.should_terminate  # by early stopping
+        over = state.epoch >= state.max_epochs or bool(engine.should_terminate)  # stopped early
         sections = [] if over else [Section("", notice("This training has not come to its end."))]
         sections += [
             Section("", _headline(state, best, self.key)),

@@ -46,11 +46,11 @@ def begun(config_file: str | list[str], **changes: Any) -> BundleRun:
 
 def test_a_run_knows_its_id_files_and_overrides(config_file: str) -> None:
     overlay = config_file.replace("config.json", "overlay.json")
-    run = begun([config_file, overlay], answer=3)
+    run = begun([config_file, overlay], answer=3, workflow_type="train")
     assert (run.run_id, run.kind) == ("training", "training")
     assert list(run.config_files) == [config_file, overlay]
     assert run.overrides["answer"] == 3
-    assert not {"run_id", "logging_file", "config_file"} & set(run.overrides)
+    assert not {"run_id", "logging_file", "config_file", "workflow_type"} & set(run.overrides)
     assert (run.config["answer"], run.config["nested"]) == (3, {"leaf": [5]})
 
 

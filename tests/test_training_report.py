@@ -46,6 +46,8 @@ def trained(folder: Path, epochs: int = 3, early: bool = False, **stop: Any) -> 
 
     trainer, board = Engine(step), TensorBoard(str(folder))
     trainer.add_event_handler(Events.EPOCH_COMPLETED, validate)
+    if early:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=2), trainer.terminate)
     timing = StepTiming(clock)
     timing.attach(trainer)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.25)
@@ -128,6 +130,12 @@ def test_a_report_needs_no_other_file_and_no_network(tmp_path: Path) -> None:
         with Image.open(io.BytesIO(content)) as image:
             darkest, brightest = image.convert("L").getextrema()
             assert darkest < 20 and brightest > 235
+
+
+def test_a_training_that_early_stopping_has_ended_has_come_to_its_end(tmp_path: Path) -> None:
+    found = Rows(trained(tmp_path, early=True))
+    assert any("2 of 3" in text for text in found.texts)
+    assert not any("not come to its end" in text for text in found.texts)
 
 
 def test_a_training_that_was_stopped_has_a_report_that_says_so(tmp_path: Path) -> None:

@@ -3,13 +3,30 @@
 From inside ``bundle/``: ``python -m scripts.bundle <check|share|inspect|push|export> ...``
 """
 
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
 import fire
 
-from scripts.check_config import check
-from scripts.export import export
-from scripts.share import inspect, push, share
+MODULES = {
+    "check": "check_config",
+    "share": "share",
+    "inspect": "share",
+    "push": "share",
+    "export": "export",
+}
 
-COMMANDS = {"check": check, "share": share, "inspect": inspect, "push": push, "export": export}
+
+def commands(wanted: str = "") -> dict[str, Callable[..., Any]]:
+    """The command that is wanted, else all: each brings what it needs alone.
+
+    ``inspect`` has its answer before torch and MONAI, which others need, are loaded.
+    """
+    names = [wanted] if wanted in MODULES else list(MODULES)
+    return {name: getattr(import_module(f"scripts.{MODULES[name]}"), name) for name in names}
+
 
 if __name__ == "__main__":
-    fire.Fire(COMMANDS)
+    fire.Fire(commands(*sys.argv[1:2]))

@@ -1,13 +1,11 @@
-"""The check of the run that is calling, which MONAI hands to nobody: it is on the call stack."""
+"""The check of the run that is calling."""
 
-import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from custom.config_check.check import Request, config_findings
@@ -15,11 +13,8 @@ from custom.config_check.findings import Finding, message, mistakes, notes
 from custom.config_check.references import METADATA
 from custom.config_check.sources import Source, neighbours, read_sources
 from custom.errors import InputError
+from custom.running import calling_workflow, creation_of
 
-NO_OVERRIDES = frozenset(
-    {"args_file", "workflow_name", *inspect.signature(ConfigWorkflow).parameters} - {"override"}
-)
-"""Arguments of MONAI's ``run`` and of its workflow that are no keys of the configuration."""
 LEAST_SHARED = 0.8
 """Share of a file's top-level keys that a configuration made from it still has."""
 
@@ -34,7 +29,7 @@ def check_running_config() -> None:
     Raises:
         InputError: with every mistake, one per line if there are several.
     """
-    workflow = _workflow()
+    workflow = calling_workflow()
     if workflow is None:
         return
     request, unreadable = running_request(workflow)
@@ -52,50 +47,15 @@ def running_request(workflow: ConfigWorkflow) -> tuple[Request, list[Finding]]:
     workflow that Python made there is but the merged configuration: it is compared with that file
     of its folder which has the same keys.
     """
-    frame = _creation(workflow)
-    if frame is None:
+    call = creation_of(workflow)
+    if call is None:
         files = _like(workflow)
         others = _others(workflow, [source.name for source in files])
         return Request(files, others=others, run_id=workflow.run_id), []
-    names = _names(frame.f_locals["config_file"])
-    files, found = read_sources(names)
-    given = {**frame.f_locals["kwargs"], **frame.f_locals["_args"]}
-    overrides = {key: value for key, value in given.items() if key not in NO_OVERRIDES}
-    known = _tracking_keys(given.get("tracking"))
-    others = _others(workflow, names)
-    return Request(files, _as_said(overrides, given), others, workflow.run_id, known), found
-
-
-def _as_said(overrides: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides as the user wrote them: MONAI strips a plus, and then has both spellings."""
-    added = {key.removeprefix("+") for key in given if key.startswith("+")}
-    return {key: value for key, value in overrides.items() if key not in added}
-
-
-def _workflow() -> ConfigWorkflow | None:
-    """The workflow that is initializing."""
-    found = (frame.f_locals.get("self") for frame in _frames())
-    return next((workflow for workflow in found if isinstance(workflow, ConfigWorkflow)), None)
-
-
-def _creation(workflow: ConfigWorkflow) -> FrameType | None:
-    """The call of ``create_workflow`` that is making a workflow."""
-    for frame in _frames():
-        made = frame.f_code is create_workflow.__code__
-        if made and frame.f_locals.get("workflow_") is workflow:
-            return frame
-    return None
-
-
-def _frames() -> Iterator[FrameType]:
-    frame = inspect.currentframe()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _names(files: str | Sequence[str]) -> list[str]:
-    return [str(name) for name in ([files] if isinstance(files, str | Path) else files)]
+    files, found = read_sources(call.config_files)
+    known = _tracking_keys(call.tracking)
+    others = _others(workflow, call.config_files)
+    return Request(files, call.overrides, others, workflow.run_id, known), found
 
 
 def _others(workflow: ConfigWorkflow, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from custom.inspection.configs import Leaf, inspect_configs, leaves, read_config
-from custom.inspection.contents import Entry, opened_contents
+from custom.inspection.contents import UNREADABLE, Entry, opened_contents
 from custom.inspection.downloads_list import download_faults
 from custom.inspection.file_kinds import HEAD, kind_faults, picture_faults
 from custom.inspection.findings import Findings, Report
@@ -25,7 +24,6 @@ LARGEST_TEXT = 16 * 2**20  # bytes
 LARGEST_HEADER = 100 * 2**20  # of safetensors, their own limit
 BLOCK = 2**20
 _VERSION = re.compile(rb'^__version__ = "([\w.+-]+)"', re.MULTILINE)
-UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError)
 
 
 def inspect_bundle(path: str | Path, own: OwnProject) -> Report:

@@ -1,9 +1,11 @@
 """Files of a zip or a folder that nobody trusts: nothing is extracted, no link is followed."""
 
+import lzma
 import os
 import stat
 import unicodedata
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,16 @@ MOST_BYTES = 20 * 2**30
 MOST_TIMES = 100  # a file larger than it is packed
 UNPACKED_FREELY = 16 * 2**20  # bytes: smaller files may be packed as well as they can
 EXECUTABLE = 0o111
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What reading a file of a damaged zip may raise."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ def opened_contents(path: Path, findings: Findings) -> Iterator[list[Entry]]:
         raise InputError(f"'{path}' is neither a zip nor a folder")
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise InputError(f"'{path}' is no zip that can be read ({error})") from error
     with archive:
         yield list(_members(archive, findings))

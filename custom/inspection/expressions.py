@@ -126,13 +126,16 @@ def expression_faults(text: str, aliases: Mapping[str, str], own: OwnProject) ->
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         yield f"cannot be parsed ({type(error).__name__})"
         return
-    yield from _Judge({**GLOBALS, **aliases}, own).faults(tree)
+    try:
+        yield from list(_Judge({**GLOBALS, **aliases}, own).faults(tree))
+    except RecursionError:
+        yield "is nested too deeply"
 
 
 def reference_fault(reference: str) -> str | None:
     """References to whatever an import gave would hide a module behind a name."""
-    first = re.split("::|#", reference.removeprefix("@"))[0]
-    if first in ("", "imports"):
+    first, *rest = re.split("::|#", reference.removeprefix("@"))
+    if first == "" or _leads_to_imports([first, *rest]):
         return f"refers to {quoted(reference)}, which may be a module"
     return None
 
@@ -216,10 +219,23 @@ class _Judge:
 
 
 def macro_fault(text: str) -> str | None:
-    """Why a ``%`` macro would read something outside the bundle; None if it would not."""
-    path = re.split("::|#", text.removeprefix("%"))[0]
+    """Why a ``%`` macro would read more than a value of a configuration; None if it would not.
+
+    A copy of an import would be a module behind a name, as with ``reference_fault``, and so would
+    one in a copy of a whole file, or of the configuration that a model's description keeps.
+    """
+    path, *keys = re.split("::|#", text.removeprefix("%"))
+    if _leads_to_imports([path, *keys]):
+        return "copies an import"
     if "." not in path and "/" not in path:  # a key of the same configuration
         return None if re.fullmatch(r"\w+", path) else "is no plain macro"
     if name_fault(path) or not path.endswith(".json"):
         return "reads a file that is no JSON inside the bundle"
+    if not path.startswith("configs/") or not any(keys):
+        return "copies more than one key of a file in configs/"
     return None
+
+
+def _leads_to_imports(keys: list[str]) -> bool:
+    """Whether the parts of a nested key may name what imports gave."""
+    return any(key.removeprefix("+") == "imports" for key in keys)

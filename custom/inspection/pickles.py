@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from custom.inspection.allow_lists import PICKLED
+from custom.inspection.contents import UNREADABLE
 
 MOST_BYTES = 64 * 2**20  # of one pickle; tensors lie beside it
 MOST_IN_A_ROW = 8  # torch's old format is five pickles, then tensors
@@ -81,7 +82,7 @@ def torch_faults(file: IO[bytes]) -> Iterator[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield from _archive_faults(archive)
-    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+    except UNREADABLE as error:
         yield f"is damaged ({type(error).__name__})"
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _files(name: str, model: TrainedModel, eval_dir: Path, own: OwnProject) -> d
         **without_machine_paths({k: v for k, v in description.items() if k != "config"}),
         "config": {**shipped["train"], **trained},
     }
-    model = TrainedModel(model.folder, description, model.files, model.epochs_done)
+    model = replace(model, description=description)
     metadata = model_metadata(_read(configs / "metadata.json"), name, description)
     results = found_results(eval_dir, description)
     texts = {

@@ -1,10 +1,12 @@
 """What a training and an evaluation left behind that a reader of the model card wants to see."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from custom.errors import InputError
 from custom.json_fields import read_object
 
 MOST_PICTURES = 6
@@ -36,9 +38,10 @@ def found_results(eval_dir: str | Path, description: Mapping[str, Any]) -> Resul
         description: of the model.
 
     Raises:
-        InputError: ``scores.json`` is damaged.
+        InputError: ``scores.json`` is damaged, or the folder is of another training.
     """
     folder = Path(eval_dir)
+    _refuse_other_training(folder, description)
     scores: Mapping[str, Any] = {}
     if (folder / "scores.json").is_file():
         scores = read_object(folder / "scores.json", f"scores '{folder / 'scores.json'}'")
@@ -54,3 +57,20 @@ def found_results(eval_dir: str | Path, description: Mapping[str, Any]) -> Resul
         str(scores.get("section", "")),
         list(dict.fromkeys(pictures))[:MOST_PICTURES],
     )
+
+
+def _refuse_other_training(folder: Path, description: Mapping[str, Any]) -> None:
+    """A history in the folder must tell of the epoch that the model is of, with its scores."""
+    if not (folder / "history.json").is_file():
+        return
+    try:
+        history = json.loads((folder / "history.json").read_text())
+        entries = {entry["epoch"]: entry for entry in history}
+    except (ValueError, TypeError, KeyError):
+        return  # damaged: it tells nothing
+    scores, entry = description.get("validation", {}), entries.get(description.get("epoch"), {})
+    if any(repr(entry.get(name)) != repr(value) for name, value in scores.items()):
+        raise InputError(
+            f"eval_dir '{folder}' is of another training than the model: its history.json has "
+            f"other scores for epoch {description.get('epoch')}; give the --eval_dir of this one"
+        )

@@ -2,10 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from custom.config_check.findings import mistakes
+from custom.config_check.key_tree import path_of
+from custom.config_check.layers import merged
+from custom.config_check.new_keys import unused_keys
+from custom.config_check.references import Resolved
+from custom.config_check.sources import Source
 from custom.sharing.machine_paths import last_name, without_machine_paths
 
 OF_A_MACHINE = (
@@ -55,8 +61,28 @@ def _put_back(config: dict[str, Any], shipped: Mapping[str, Any], key: list[str]
 
 
 def with_settings(shipped: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """A shipped configuration whose keys have the values of a training, where it has them."""
-    return {key: trained.get(key, value) for key, value in shipped.items()}
+    """A shipped configuration whose keys have the values of a training, where it has them.
+
+    Keys that nothing refers to any more are left out: a run would take them for mistakes.
+    """
+    config = {key: trained.get(key, value) for key, value in shipped.items()}
+    return _without(config, [path_of(key) for key in _unused(config) - _unused(shipped)])
+
+
+def _unused(config: Mapping[str, Any]) -> set[str]:
+    """Nested keys that nothing refers to."""
+    resolved = Resolved(merged([Source("", config)]))
+    return {found.key for found in mistakes(list(unused_keys(resolved, None)))}
+
+
+def _without(config: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The same without some nested keys."""
+    found = {}
+    for key, value in config.items():
+        inner = [path[1:] for path in paths if path[0] == key]
+        if [] not in [list(path) for path in inner]:
+            found[key] = _without(value, inner) if inner else value
+    return found
 
 
 def changed_settings(shipped: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:

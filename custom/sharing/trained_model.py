@@ -28,12 +28,14 @@ class TrainedModel:
         description: content of ``model.json``.
         files: names of the others.
         epochs_done: that its training has come to; None where nothing says so.
+        stopped_early: whether early stopping has ended it.
     """
 
     folder: Path
     description: Mapping[str, Any]
     files: tuple[str, ...]
     epochs_done: int | None
+    stopped_early: bool = False
 
     @property
     def epochs(self) -> int | None:
@@ -45,7 +47,8 @@ class TrainedModel:
     def interrupted(self) -> bool:
         """Whether its training has not come to its end."""
         done, wanted = self.epochs_done, self.epochs
-        return done is not None and wanted is not None and done < wanted
+        before = done is not None and wanted is not None and done < wanted
+        return before and not self.stopped_early
 
 
 def trained_model(model_dir: str | Path) -> TrainedModel:
@@ -71,7 +74,8 @@ def trained_model(model_dir: str | Path) -> TrainedModel:
         if basis.digest != wanted:
             raise _not_of_one_model(folder, BASIS_FILE)
         files.append(BASIS_FILE)
-    return TrainedModel(folder, description, tuple(files), _epochs_done(folder / "last.pt"))
+    done, early = _progress(folder / "last.pt", description["config"].get("early_stopping"))
+    return TrainedModel(folder, description, tuple(files), done, early)
 
 
 def check_fits(model: TrainedModel, config: Mapping[str, Any]) -> None:
@@ -117,9 +121,16 @@ def _not_of_one_model(folder: Path, name: str) -> InputError:
     )
 
 
-def _epochs_done(path: Path) -> int | None:
-    """Epochs that the training's checkpoint has seen the end of."""
+def _progress(path: Path, patience: object) -> tuple[int | None, bool]:
+    """Epochs that the training's checkpoint has seen the end of; whether it was stopped early.
+
+    Args:
+        path: of the checkpoint.
+        patience: validations without a better score that end the training.
+    """
     if not path.is_file():
-        return None
-    done = load_checkpoint(path).get("epoch")
-    return int(done) if isinstance(done, int) else None
+        return None, False
+    found = load_checkpoint(path)
+    done, vain = found.get("epoch"), found.get("early_stopping", {}).get("without_better", 0)
+    early = isinstance(patience, int) and vain >= patience
+    return int(done) if isinstance(done, int) else None, early

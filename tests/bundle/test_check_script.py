@@ -21,13 +21,14 @@ def said(*files: Any, **options: Any) -> str:
 
 
 def test_a_right_configuration_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    check(TRAIN, RAW_ONLY, run_id="training", **{"epochs": 3, "features#window": 448})
+    settings = {"epochs": 3, "features#window": 448}
+    check(TRAIN, RAW_ONLY, run_id="training", arrays=False, **settings)
     (line,) = capsys.readouterr().out.splitlines()
     assert TRAIN in line and "no mistake" in line
 
 
 def test_files_may_be_one_list(capsys: pytest.CaptureFixture[str]) -> None:
-    check([TRAIN, RAW_ONLY])
+    check([TRAIN, RAW_ONLY], arrays=False)
     assert RAW_ONLY in capsys.readouterr().out
 
 
@@ -46,16 +47,45 @@ def test_no_file_is_said() -> None:
 
 
 def test_what_only_looks_odd_is_a_note(capsys: pytest.CaptureFixture[str]) -> None:
-    check(TRAIN, str(CONFIGS / "experiments" / "dynunet.json"), unet_upsampling="interpolation")
+    overlay = str(CONFIGS / "experiments" / "dynunet.json")
+    check(TRAIN, overlay, unet_upsampling="interpolation", arrays=False)
     note, line = capsys.readouterr().out.splitlines()
     assert note.startswith("note: ") and "'unet_upsampling' has no effect" in note
     assert "no mistake" in line
+
+
+@pytest.mark.parametrize("name", tiny.RUNS)
+def test_arrays_are_looked_at_too(
+    finished: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = tiny.files(finished)
+    check(str(CONFIGS / f"{tiny.CONFIG_OF[name]}.json"), **given(name, finished))
+    assert tiny.files(finished) == before
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "no mistake found" in first
+    trained = name in ("preprocessing", "training")
+    volume = "training: 1 volume, synthetic-training" if trained else "test: 1 volume, synthetic"
+    assert volume in lines
+    assert any("_dir: up to" in line for line in lines) == (name in ("training", "inference"))
+
+
+def test_an_array_that_is_missing_is_said(finished: Path, tmp_path: Path) -> None:
+    wanted = given("training", finished) | {"cache_dir": str(tmp_path / "nowhere")}
+    assert str(tmp_path / "nowhere") in said(TRAIN, **wanted)
+    assert "crop_size" in said(
+        TRAIN, **(given("training", finished) | {"crop_size": [400, 16, 16]})
+    )
+
+
+def given(name: str, folder: Path) -> dict[str, Any]:
+    return {**tiny.settings(name, folder), "bundle_root": str(BUNDLE)}
 
 
 @pytest.mark.slow
 def test_the_status_is_1_where_something_is_wrong(tmp_path: Path) -> None:
     script = ["-m", "scripts.bundle", "check"]
     options = ["--features#window", "448", "--crop_size", "16,16,16", "--device", "cpu"]
+    options += ["--arrays", "False"]
     done = tiny.command([*script, "configs/train.json", *options])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "configs/train.json: no mistake found\n"
@@ -81,5 +111,6 @@ def test_a_configuration_is_checked_from_elsewhere(tmp_path: Path) -> None:
     shutil.copytree(CONFIGS, tmp_path / "configs")
     shutil.copytree(BUNDLE / "scripts", tmp_path / "scripts")
     shutil.copytree(tiny.ROOT / "custom", tmp_path / "custom")
-    done = tiny.command(["-m", "scripts.bundle", "check", str(CONFIGS / "train.json")], tmp_path)
+    command = ["-m", "scripts.bundle", "check", str(CONFIGS / "train.json"), "--arrays", "False"]
+    done = tiny.command(command, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -129,6 +129,33 @@ def bomb(bundle: Received) -> Path:
     return bundle.zipped({info: b"0" * (17 * 2**20)})
 
 
+def damaged(name: str) -> Plant:
+    """A member whose packed bytes are no packed bytes."""
+
+    def plant(bundle: Received) -> Path:
+        info = zipfile.ZipInfo(name)
+        info.compress_type = zipfile.ZIP_DEFLATED
+        path = bundle.zipped({info: bytes(range(256)) * 20})
+        content = bytearray(path.read_bytes())
+        start = content.index(name.encode()) + len(name)
+        content[start : start + 40] = bytes(255 - b for b in content[start : start + 40])
+        path.write_bytes(content)
+        return path
+
+    return plant
+
+
+def weights_damaged_inside(bundle: Received) -> None:
+    """A file of torch's, itself a zip, whose pickle cannot be unpacked."""
+    name, content = "model/data.pkl", io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(range(256)) * 20)
+    packed = bytearray(content.getvalue())
+    start = 30 + len(name)
+    packed[start : start + 20] = bytes(255 - b for b in packed[start : start + 20])
+    bundle.write("models/model.pt", bytes(packed))
+
+
 def other_name_inside(bundle: Received) -> Path:
     """A member whose own header has another name than the table at the zip's end."""
     path = bundle.zipped({zipfile.ZipInfo("small/docs/aa.md"): b"x"})
@@ -263,6 +290,16 @@ DANGERS: dict[str, tuple[Plant, str]] = {
     "case": (member("small/docs/readme.MD"), "is one file with"),
     "twice": (twice, "is in the zip 2 times"),
     "bomb": (bomb, "as bombs do"),
+    "damaged_member": (damaged("small/docs/x.txt"), "cannot be read"),
+    "damaged_weights": (weights_damaged_inside, "is damaged"),
+    "copied_import": (
+        configured(x="%imports#0", y="$@x.execvp('touch', ['touch', 'MARKER'[1:]])"),
+        "copies an import",
+    ),
+    "copied_file": (
+        configured(x="%configs/train.json", y="$@x['imports'][0].abort()"),
+        "copies more than one key",
+    ),
     "other_name": (other_name_inside, "cannot be read"),
 }
 
@@ -319,6 +356,24 @@ print([m for m in sys.modules.values() if str(getattr(m, "__file__", "")).starts
     )
     assert done.stdout.splitlines() == ["1 set()", "[]"]
     assert not bundle.marker.exists()
+
+
+def test_the_command_answers_without_torch_and_monai(bundle: Received) -> None:
+    root = Path(__file__).parents[2]
+    program = f"""
+import runpy, sys
+sys.path[:0] = {[str(root), str(root / "bundle")]}
+sys.argv = ["scripts.bundle", "inspect", {str(bundle.folder)!r}]
+try:
+    runpy.run_module("scripts.bundle", run_name="__main__")
+finally:
+    print({{"torch", "monai"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+    assert "NOT SAFE" in done.stdout and done.returncode == 1  # another project's code
 
 
 def test_what_a_hub_adds_is_no_danger_and_a_changed_card_is(bundle: Received) -> None:

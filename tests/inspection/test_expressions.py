@@ -11,6 +11,7 @@ from custom.inspection.expressions import (
     imported,
     macro_fault,
     path_fault,
+    reference_fault,
 )
 from custom.inspection.own_project import OwnProject
 from tests.bundle import tiny
@@ -102,6 +103,8 @@ def test_what_configurations_need_is_allowed(text: str) -> None:
         "sys.path.append('x')",
         "[sys.path.append(p) for p in (os.path.abspath('x'),)]",
         "(" * 300 + ")" * 300,
+        "+".join(["1"] * 1500),
+        "@a" + ".b()" * 900,
     ],
 )
 def test_everything_else_is_not(text: str) -> None:
@@ -158,6 +161,27 @@ def test_macros_inside_the_bundle_are_allowed(text: str) -> None:
 @pytest.mark.parametrize("text", ["%/a.json", "%../a.json#b", "%a.yaml#b", "%x:/a.json"])
 def test_macros_of_other_files_are_not(text: str) -> None:
     assert macro_fault(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "%imports",
+        "%imports#0",
+        "%imports::0",
+        "%configs/train.json#imports#0",
+        "%configs/mine.json#+imports#0",
+        "%configs/train.json",
+        "%configs/train.json#",
+        "%models/model.json#config",
+    ],
+)
+def test_macros_that_copy_a_module_are_not(text: str) -> None:
+    assert macro_fault(text)
+
+
+def test_references_into_a_copy_of_imports_are_not() -> None:
+    assert reference_fault("@x#imports#0") and reference_fault("@a#b") is None
 
 
 @pytest.mark.parametrize("text", ["/a", "~/a", "a/../b", "..", "C:\\a", "\\\\host\\a", "file:///a"])

@@ -12,11 +12,14 @@ from monai.bundle import verify_metadata
 from safetensors.torch import save_file
 
 import custom
+from custom.config_check.check import Request, config_findings
+from custom.config_check.findings import mistakes
+from custom.config_check.sources import Source
 from custom.errors import InputError
 from custom.inspection.bundle import inspect_bundle
 from custom.inspection.own_project import OwnProject
-from custom.sharing.bundle import share_bundle
-from tests.bundle import tiny
+from custom.sharing.bundle import RUNS, share_bundle
+from tests.bundle import overlays, tiny
 from tests.sharing.models import write_trained_model
 
 OWN = OwnProject(Path(custom.__file__).parent, tiny.BUNDLE)
@@ -142,6 +145,35 @@ def test_an_interrupted_training_shares_its_best_model_and_says_so(project: Path
     torch.save({"epoch": 1}, project / "model" / "last.pt")
     card = share(project)["shared/docs/README.md"].decode()
     assert "**the training was interrupted** after 1 of 2 epochs" in card
+
+
+def test_a_training_that_early_stopping_has_ended_was_not_interrupted(tmp_path: Path) -> None:
+    write_trained_model(tmp_path, early_stopping=3, epochs=9)
+    state = {"best": 1.0, "without_better": 3}
+    torch.save({"epoch": 5, "early_stopping": state}, tmp_path / "model" / "last.pt")
+    card = share(tmp_path)["shared/docs/README.md"].decode()
+    assert "the best of 5 epochs" in card and "interrupted" not in card
+
+
+@pytest.mark.parametrize("name", ["labels", "segresnet", "plateau", "two_dimensions"])
+def test_runs_take_the_configurations_of_any_training(tmp_path: Path, name: str) -> None:
+    write_trained_model(tmp_path, **overlays.content(name))
+    found = share(tmp_path)
+    configs = {f"{run}.json": found[f"shared/configs/{run}.json"] for run in RUNS}
+    read = {file: json.loads(content) for file, content in configs.items()}
+    for file, content in read.items():
+        others = {other: c for other, c in read.items() if other != file}
+        asked = Request([Source(file, content)], others=others, run_id="run")
+        assert mistakes(config_findings(asked)) == []
+
+
+def test_scores_and_pictures_of_another_training_are_refused(project: Path) -> None:
+    history = project / "eval" / "history.json"
+    history.write_text(json.dumps([{"epoch": 1, "voi": 1.5}, {"epoch": 2, "voi": 1.75}]))
+    with pytest.raises(InputError, match=r"of another training.*epoch 2"):
+        share(project)
+    history.write_text(json.dumps([{"epoch": 1, "voi": 1.75}, {"epoch": 2, "voi": 1.5}]))
+    assert share(project)
 
 
 def test_without_a_checkpoint_the_card_does_not_know_how_far_it_came(project: Path) -> None:

@@ -19,6 +19,22 @@ def test_settings_of_the_training_are_the_defaults_and_places_are_not() -> None:
     assert found == {"cache_dir": "here", "device": "there", "width": 8, "output_dir": "out"}
 
 
+def test_keys_that_a_training_has_no_use_for_are_left_out() -> None:
+    shipped = {
+        "width": 4,
+        "depth": 2,
+        "free": 1,
+        "train": {"loss": "@width", "old": 3, "weight": "@depth"},
+        "run": ["$@train#loss + @train#weight"],
+    }
+    assert with_settings(shipped, {"width": 8}) == {**shipped, "width": 8}
+    trained = {"run": ["$@train#loss"]}
+    assert with_settings(shipped, trained) == {
+        **{"width": 4, "free": 1, "run": ["$@train#loss"]},
+        "train": {"loss": "@width", "old": 3},
+    }
+
+
 def test_a_path_deep_inside_a_setting_is_only_its_last_name() -> None:
     trained = {"features": {"upsampler": "/home/ann/anyup"}, "x": [{"y": "~/z"}]}
     found = trained_settings(trained, SHIPPED, {})
