@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"features": {**FEATURES, "layout": "dense"}},
 }
 LONGEST_S = 600  # a kill, or ten epochs, that take longer hang
+A_KILL_S = 60  # of a training, and what it takes to end it after some
 PROCESS = """
 import json, sys
 from custom.features import extraction
@@ -81,18 +82,22 @@ def killed_trainings(kills: int, seed: int) -> None:
         for number, (form, settings) in enumerate(FORMS.items()):
             share = (kills * (number + 1)) // len(FORMS) - (kills * number) // len(FORMS)
             started = time.perf_counter()
-            with _no_longer_than_ever():
+            with _no_longer_than_ever(share):
                 trainings = killed_training(
                     prepared, Path(folder) / form, share, seed, runs, **settings
                 )
             seconds = time.perf_counter() - started
-            print(f"training, {form}: {share} kills of {trainings} trainings, {seconds:.0f} s")
+            print(
+                f"training, {form}: {share} kills of {trainings} trainings, {seconds:.0f} s",
+                flush=True,
+            )
 
 
 @contextmanager
-def _no_longer_than_ever() -> Iterator[None]:
+def _no_longer_than_ever(kills: int = 0) -> Iterator[None]:
     """What takes ``LONGEST_S`` hangs: it ends with a traceback of all threads and status 1."""
-    faulthandler.dump_traceback_later(LONGEST_S, exit=True, file=sys.__stderr__)
+    longest_s = LONGEST_S + kills * A_KILL_S
+    faulthandler.dump_traceback_later(longest_s, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
