@@ -1,5 +1,7 @@
 """How training's samples are made beside the training: in processes, or in threads."""
 
+import atexit
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,8 +68,20 @@ class SpawnLoader(DataLoader):
 
     def __iter__(self) -> Any:
         """Batches of an epoch."""
+        begun = self._iterator is not None
         with signals_held_back():
-            return super().__iter__()
+            batches: Any = super().__iter__()
+        if self.num_workers and not begun:
+            for worker in batches._workers:
+                worker.terminate = worker.kill  # SIGTERM, by which torch ends it, never arrives
+            atexit.register(_end_workers, weakref.ref(batches))  # before Python waits for them
+        return batches
+
+
+def _end_workers(batches: "weakref.ref[Any]") -> None:
+    """Tell the processes of an iteration that it is over."""
+    if (found := batches()) is not None:
+        found._shutdown_workers()
 
 
 def training_loader(

@@ -225,3 +225,32 @@ def test_signals_are_kept_from_the_first_workers_of_a_process_too() -> None:
     command = [sys.executable, "-c", FIRST_WORKER]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [f"{signal.SIGINT:d} {signal.SIGTERM:d}", ""]
+
+
+STOPPED = """
+import os, signal
+from custom.loaders import SpawnLoader
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+loader = SpawnLoader(
+    range(50), batch_size=1, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+)
+batches = iter(loader)
+next(batches)
+os.killpg(0, signal.SIGTERM)
+print(sum(1 for _ in zip(range(20), batches)))
+raise SystemExit(75)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_sigterm_to_a_whole_group_leaves_workers_to_their_parent_which_ends_them() -> None:
+    """In a process that has had no worker before: Python lets signals through when it makes one."""
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (75, "told\n20\n"), done.stderr
