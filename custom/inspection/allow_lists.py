@@ -16,6 +16,18 @@ TORCH_MODULES = _words("""
 """)
 IGNITE_MODULES = _words("ignite.engine ignite.handlers ignite.metrics")
 TARGET_FUNCTIONS = _words("monai.utils.set_determinism torch.device torch.Generator")
+CUSTOM_FUNCTIONS = _inside(  # that the configurations of the project name
+    "custom",
+    """
+    changed_settings.changed_settings changed_settings.compared_settings channels.channel_layout
+    class_balance.class_balance determinism.settle epochs.epoch_length epochs.optimizer_steps
+    features.copies.plan_copies loaders.training_loader model_files.model_description
+    model_scores.stored_segmentation precision.loss_scaler preflight.begin
+    processes.data_parallel processes.join processes.leave scores.validation_score
+    targets.settings.target_settings training.training_volumes volume_datasets.inference_dataset
+    volume_datasets.validation_dataset
+    """,
+)
 TARGET_BUILTINS = _words("bool dict float int len list range set str tuple")
 
 OPEN_MONAI = _words("data engines handlers inferers losses metrics networks optimizers transforms")

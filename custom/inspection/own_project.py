@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 CODE = ("custom", "scripts")
 
@@ -48,12 +47,6 @@ class OwnProject:
         metadata = json.loads((self.bundle / "configs" / "metadata.json").read_text())
         return ["monai", "torch", "numpy", *metadata["required_packages_version"]]
 
-    @cached_property
-    def targets(self) -> frozenset[str]:
-        """Every ``_target_`` of its own configurations."""
-        paths = sorted((self.bundle / "configs").rglob("*.json"))
-        return frozenset(t for path in paths for t in _targets(json.loads(path.read_text())))
-
     def defines_class(self, name: str) -> bool:
         """Whether ``custom.<module>.<name>`` is a class of its own, not one that it imports."""
         *modules, last = name.split(".")[1:]
@@ -89,15 +82,9 @@ def is_module(dotted: str) -> bool:
 
 
 def _classes(path: Path) -> set[str]:
-    body = ast.parse(path.read_text()).body
+    """None where it is no Python, such as a file that its user has not finished."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return set()
     return {node.name for node in body if isinstance(node, ast.ClassDef)}
-
-
-def _targets(config: Any) -> list[str]:
-    """Values of ``_target_`` at any depth."""
-    if isinstance(config, list):
-        return [target for item in config for target in _targets(item)]
-    if not isinstance(config, dict):
-        return []
-    here = [str(config["_target_"])] if "_target_" in config else []
-    return here + [target for item in config.values() for target in _targets(item)]

@@ -6,6 +6,7 @@ from custom.inspection.allow_lists import (
     CLOSED_CLASSES,
     CLOSED_CUSTOM,
     CLOSED_MONAI,
+    CUSTOM_FUNCTIONS,
     IGNITE_MODULES,
     OPEN_MONAI,
     TARGET_BUILTINS,
@@ -21,14 +22,15 @@ _CLASS = re.compile(r"[A-Z]\w*")
 def target_fault(target: object, own: OwnProject) -> str | None:
     """Why a ``_target_`` is outside the allow-list, as the end of a sentence; None if it is not.
 
-    Allowed are the targets of the project's own configurations; classes of ``custom``, of
-    ``monai``, of ``ignite`` and of those modules of ``torch`` that networks and optimizers come
-    from; a few functions and builtins. Nothing is imported. A dotted name must lead through
-    modules: ``torch.os.system`` leads through what torch happens to have imported.
+    Allowed are classes of ``custom``, of ``monai``, of ``ignite`` and of those modules of ``torch``
+    that networks and optimizers come from; a few functions and builtins. No configuration of the
+    checkout counts: one that somebody gave its user may lie there. Nothing is imported. A dotted
+    name must lead through modules: ``torch.os.system`` leads through what torch happens to have
+    imported.
     """
     if not isinstance(target, str) or not _NAME.fullmatch(target):
         return "is no plain name"
-    if target in own.targets or target in TARGET_FUNCTIONS | TARGET_BUILTINS:
+    if target in CUSTOM_FUNCTIONS | TARGET_FUNCTIONS | TARGET_BUILTINS:
         return None
     module, _, last = target.rpartition(".")
     if not _CLASS.fullmatch(last):

@@ -9,6 +9,7 @@ from typing import Any
 
 import custom
 from custom.errors import InputError
+from custom.inspection.bundle import inspect_bundle
 from custom.inspection.own_project import CODE, OwnProject
 from custom.sharing.archive import write_archive
 from custom.sharing.card import model_card, picture_place
@@ -16,6 +17,7 @@ from custom.sharing.machine_paths import refuse_machine_paths, without_machine_p
 from custom.sharing.metadata import example_datalist, model_metadata, requirements
 from custom.sharing.results import found_results
 from custom.sharing.settings import changed_settings, trained_settings, with_settings
+from custom.sharing.shipped_configs import SHIPPED_CONFIGS
 from custom.sharing.trained_model import TrainedModel, check_fits, trained_model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -52,7 +54,8 @@ def share_bundle(
 
     Raises:
         InputError: ``name`` is no file name, there is such a zip already, there is no model, its
-            files do not belong together, or a file would tell of a folder of this machine.
+            files do not belong together, a file would tell of a folder of this machine, or inspect
+            would not call the zip safe. Nothing is written then.
     """
     path = Path(out) / f"{checked_name(name)}.zip"
     if path.exists() and not overwrite:
@@ -61,8 +64,26 @@ def share_bundle(
     files = _files(name, model, Path(eval_dir), own)
     places = (Path.home(), Path.cwd(), own.bundle, own.custom, model.folder, Path(eval_dir))
     refuse_machine_paths(files.items(), places)
-    write_archive(path, name, custom.__version__, files)
+    write_archive(path, name, custom.__version__, files, lambda part: _check(part, path, own))
     return path
+
+
+def _check(part: Path, path: Path, own: OwnProject) -> None:
+    """Be sure that those who inspect the zip will find nothing.
+
+    Raises:
+        InputError: they would, or could not read it.
+    """
+    try:
+        dangers = inspect_bundle(part, own).findings.dangers
+    except InputError as error:
+        raise InputError(f"'{path}' was not written: {error}") from error
+    if dangers:
+        more = f"; and {len(dangers) - 1} more" if len(dangers) > 1 else ""
+        raise InputError(
+            f"'{path}' was not written, for inspect would call it unsafe: "
+            f"'{dangers[0].path}': {dangers[0].what}{more}"
+        )
 
 
 def checked_name(name: str) -> str:
@@ -121,10 +142,10 @@ def _project_files(own: OwnProject) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*")):
             if path.suffix in CODE_SUFFIXES and "__pycache__" not in path.parts:
                 found[f"{name}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
-    configs = [p for p in (own.bundle / "configs").rglob("*") if p.suffix in (".json", ".conf")]
-    for path in (*configs, *(own.bundle / name for name in DOCUMENTS)):
+    for name in (*SHIPPED_CONFIGS, *DOCUMENTS):
+        path = own.bundle / name
         if path.is_file() and path.name not in OWN:
-            found[path.relative_to(own.bundle).as_posix()] = path.read_bytes()
+            found[name] = path.read_bytes()
     return found
 
 

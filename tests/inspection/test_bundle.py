@@ -420,3 +420,20 @@ def test_lines_are_short_and_json_has_everything(bundle: Received) -> None:
 def test_text_of_a_bundle_cannot_write_to_the_terminal(bundle: Received) -> None:
     bundle.configure(**{"x": {"_target_": "\x1b[2Jsafe\n"}})
     assert all(line.isprintable() for line in bundle.report().lines())
+
+
+@pytest.mark.parametrize("place", ["configs", "configs/experiments"])
+def test_an_overlay_in_the_checkout_vouches_for_nobody(bundle: Received, place: str) -> None:
+    folder = bundle.own.bundle / place
+    folder.mkdir(exist_ok=True)
+    (folder / "downloaded.json").write_text(json.dumps({"x": {"_target_": "subprocess.run"}}))
+    (folder / "broken.json").write_text("{")
+    assert bundle.report().safe
+    bundle.configure(x={"_target_": "subprocess.run"})
+    assert any("subprocess.run" in finding.what for finding in bundle.report().findings.dangers)
+
+
+def test_unfinished_code_of_ones_own_does_not_end_an_inspection(bundle: Received) -> None:
+    (bundle.own.custom / "mine.py").write_text("class Mine(")
+    bundle.configure(x={"_target_": "custom.mine.Mine"})
+    assert any("custom.mine.Mine" in finding.what for finding in bundle.report().findings.dangers)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from custom.config_check.sources import Source
 from custom.errors import InputError
 from custom.inspection.bundle import inspect_bundle
 from custom.inspection.own_project import OwnProject
+from custom.sharing import bundle as sharing
 from custom.sharing.bundle import RUNS, share_bundle
+from custom.sharing.shipped_configs import SHIPPED_CONFIGS
 from tests.bundle import overlays, tiny
 from tests.sharing.models import write_trained_model
 
@@ -251,8 +254,56 @@ def test_a_file_of_the_project_that_names_this_machine_is_refused(
     project: Path, tmp_path: Path
 ) -> None:
     own = OwnProject(OWN.custom, shutil.copytree(tiny.BUNDLE, tmp_path / "bundle"))
-    (own.bundle / "configs" / "experiments" / "mine.json").write_text(
+    (own.bundle / "configs" / "experiments" / "labels.json").write_text(
         json.dumps({"backbone": str(project / "model")})
     )
-    with pytest.raises(InputError, match=r"mine\.json' would tell others"):
+    with pytest.raises(InputError, match=r"labels\.json' would tell others"):
         share_bundle("x", project / "model", project / "eval", project, own)
+
+
+def test_configurations_that_travel_are_those_of_the_repository() -> None:
+    listed = ["git", "ls-files", "configs"]
+    done = subprocess.run(listed, cwd=tiny.BUNDLE, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("no git repository")
+    assert sorted(SHIPPED_CONFIGS) == sorted(done.stdout.split())
+
+
+def test_overlays_of_ones_own_stay_at_home(project: Path, tmp_path: Path) -> None:
+    own = OwnProject(OWN.custom, shutil.copytree(tiny.BUNDLE, tmp_path / "bundle"))
+    for place in ("configs", "configs/experiments"):
+        (own.bundle / place / "mine.json").write_text('{"of": "my own"}')
+        (own.bundle / place / "broken.json").write_text("{")
+    path = share_bundle("x", project / "model", project / "eval", project, own)
+    with zipfile.ZipFile(path) as archive:
+        names = {name.removeprefix("x/") for name in archive.namelist()}
+    assert {name for name in names if name.startswith("configs/")} == set(SHIPPED_CONFIGS)
+    assert inspect_bundle(path, own).safe
+
+
+def test_what_inspect_would_warn_of_is_not_written(project: Path, tmp_path: Path) -> None:
+    share(project)
+    before = (project / "shared.zip").read_bytes()
+    own = OwnProject(OWN.custom, shutil.copytree(tiny.BUNDLE, tmp_path / "bundle"))
+    losses = own.bundle / "configs" / "losses.json"
+    losses.write_text(json.dumps({"x": {"_target_": "subprocess.run"}}))
+    for name in ("new", "shared"):
+        with pytest.raises(InputError, match=rf"{name}\.zip' was not written.*losses\.json"):
+            share_bundle(name, project / "model", project / "eval", project, own, overwrite=True)
+    assert [path.name for path in project.glob("*.zip*")] == ["shared.zip"]
+    assert list(project.glob(".*")) == []
+    assert (project / "shared.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [InputError("x is bad"), RuntimeError("x is bad")])
+def test_an_inspection_that_fails_leaves_no_zip(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sharing, "inspect_bundle", fail)
+    with pytest.raises(type(error), match="x is bad") as caught:
+        share(project)
+    assert ("shared.zip' was not written" in str(caught.value)) == isinstance(error, InputError)
+    assert [*project.glob("*.zip*"), *project.glob(".*")] == []
