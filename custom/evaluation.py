@@ -78,8 +78,14 @@ class Scores:
         return (
             f"{self.id}: VOI {self.voi:.3f} bits (split {self.voi_split:.3f}, merge "
             f"{self.voi_merge:.3f}), adapted Rand error {self.adapted_rand:.3f}, "
-            f"{self.segments} segments for {self.truth_objects} objects, {self.voxels} voxels"
+            f"{_number(self.segments, 'segment')} for {_number(self.truth_objects, 'object')}, "
+            f"{_number(self.voxels, 'voxel')}"
         )
+
+
+def _number(count: int, noun: str) -> str:
+    """Such as "1 segment", "2 segments"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @dataclass(frozen=True)

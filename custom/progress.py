@@ -19,6 +19,8 @@ from custom.validation import validations_left
 logger = logging.getLogger(__name__)
 
 RECENT = 100  # steps, whose mean time is that of the steps to come
+WARM_UP = 2  # steps after a start, which wait for workers, compilation and allocation
+ENOUGH = 2  # steps after these, from which there is a time left
 SECONDS_BETWEEN_LINES = 60.0
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
@@ -28,7 +30,8 @@ class TrainingProgress:
 
     A bar on a terminal; elsewhere, such as in a log file, a line of the log every minute. The time
     left has the validations to come in it, as long as the last one took; before there was one, it
-    begins with ">".
+    begins with ">". The first ``WARM_UP`` steps after a start do not count for it, and it is not
+    shown until ``ENOUGH`` others are done.
 
     Attach to the trainer. Only one of several processes shows it.
 
@@ -52,6 +55,7 @@ class TrainingProgress:
         self.clock = clock
         self.bar: tqdm | None = None
         self._steps: deque[float] = deque(maxlen=RECENT)
+        self._warming = WARM_UP
         self._validation: float | None = None
         self._ticked = self._said = 0.0
 
@@ -83,13 +87,17 @@ class TrainingProgress:
                 disable=not sys.stderr.isatty(),
             )
             self._said = float("-inf")
+            self._warming = WARM_UP
         self._tick()
 
     def __call__(self, engine: Engine) -> None:
         """Advance."""
         assert self.bar is not None
         now = self.clock()
-        self._steps.append(now - self._ticked)
+        if self._warming:
+            self._warming -= 1
+        else:
+            self._steps.append(now - self._ticked)
         self._ticked = now
         self.bar.set_postfix_str(self._figures(engine), refresh=False)
         self.bar.update()
@@ -107,14 +115,18 @@ class TrainingProgress:
         shown = [f"epoch {engine.state.epoch}", f"loss {last_loss(engine):.3f}"]
         if (name := self.key.name) in self.evaluator.state.metrics:
             shown.append(f"{name} {self.evaluator.state.metrics[name]:.3f}")
-        return ", ".join([*shown, f"{self._left(engine)} left"])
+        if (left := self._left(engine)) is not None:
+            shown.append(f"{left} left")
+        return ", ".join(shown)
 
-    def _left(self, engine: Engine) -> str:
-        """Time to the end of training."""
+    def _left(self, engine: Engine) -> str | None:
+        """Time to the end of training; None while too few steps were timed."""
         state: Any = engine.state
         steps = state.max_epochs * state.epoch_length - state.iteration
         validations = validations_left(state.epoch, state.max_epochs, self.val_interval)
         validations -= self.evaluator.state.epoch == state.epoch  # that of this epoch is done
+        if steps and len(self._steps) < ENOUGH:
+            return None
         seconds = steps * sum(self._steps) / max(1, len(self._steps))
         known = self._validation is not None or not validations
         seconds += validations * (self._validation or 0.0)
@@ -122,7 +134,9 @@ class TrainingProgress:
 
     def _end(self, engine: Engine, error: BaseException | None = None) -> None:
         if self.bar is not None:
-            if error is None and self._steps:  # the last validation came after the last step
+            if (
+                error is None and self._warming < WARM_UP
+            ):  # the last validation came after the last step
                 self.bar.set_postfix_str(self._figures(engine), refresh=False)
                 if self.bar.disable:
                     self._say(engine)

@@ -1,5 +1,6 @@
 """Scores of predictions at validation: of segments at their best settings, and of classes."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 
 from custom.affinity_scores import AffinityScores
 from custom.channels import ChannelLayout
-from custom.distributed import collected
+from custom.distributed import collected, is_writer
 from custom.errors import InputError
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
 from custom.metrics import SCORES, ClassCounts, class_counts, class_scores, instance_scores
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+
+logger = logging.getLogger(__name__)
 
 EPOCH_WISE = EpochWise()
 
@@ -155,7 +158,8 @@ class SegmentationScore(VolumeScore):
     object torn in two), whichever score the key metric is; of equal ones it has the lowest VOI,
     then the first place in the grid. Scores are ``voi_split``, ``voi_merge``, ``voi``,
     ``adapted_rand`` and ``cremi`` there, and ``engine.state.segmentation`` is the setting itself,
-    which inference uses later.
+    which inference uses later. A warning names volumes
+    whose several objects are one single segment there.
 
     Args:
         segmenter: from affinities to segments.
@@ -195,20 +199,23 @@ class SegmentationScore(VolumeScore):
     def reset(self) -> None:
         """Forget all volumes."""
         self.rows: dict[str, list[dict[str, float]]] = {}
+        self.joined: dict[str, list[int]] = {}
 
     def update(self, output: Sequence[Mapping[str, Any]]) -> None:
         """Segment volumes with every setting, score them; affinities are ``pred``'s first."""
         for item in output:
             affinities = as_uint8(item["pred"])
             truth = item["label"][0].cpu().numpy()
-            self.rows[item["id"]] = [
-                with_cremi(instance_scores(truth, labels, self.per_section))
-                for labels in self._segment(affinities)
-            ]
+            self.rows[item["id"]], self.joined[item["id"]] = [], []
+            for labels in self._segment(affinities):
+                row = with_cremi(instance_scores(truth, labels, self.per_section))
+                self.rows[item["id"]].append(row)
+                self.joined[item["id"]].append(joined_objects(truth, labels, self.per_section))
 
     def gather(self) -> None:
         """The rows of all volumes."""
         self.rows = collected(self.rows)
+        self.joined = collected(self.joined)
 
     def _segment(self, affinities: NDArray[np.uint8]) -> Iterator[NDArray[np.uint64]]:
         """Segments for every setting; fragments are made once where settings share them."""
@@ -246,7 +253,38 @@ class SegmentationScore(VolumeScore):
         """Put scores and setting into the engine's state."""
         super().completed(engine, name)
         state: Any = engine.state
-        state.segmentation = self.grid[self.best()[0]]
+        index, _ = self.best()
+        state.segmentation = self.grid[index]
+        joined = {name: objects[index] for name, objects in self.joined.items() if objects[index]}
+        if joined and is_writer():
+            segment = "one single segment" + (" in every section" if self.per_section else "")
+            logger.warning(
+                "even the best setting gives %s for all objects of %s: train longer, or add "
+                "settings with another 'bias' (a lower one cuts more) to segmentation_grid",
+                segment,
+                ", ".join(f"'{name}' ({objects})" for name, objects in joined.items()),
+            )
+
+
+def joined_objects(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
+) -> int:
+    """How many true objects one single segment has swallowed; 0 unless it is all of them.
+
+    Args:
+        truth: (D, H, W) labels; 0 is unknown and ignored.
+        segmentation: (D, H, W) labels; 0 is no segment.
+        per_section: every section has one segment, and an object counts in each of its sections.
+    """
+    sections = zip(truth, segmentation, strict=True) if per_section else [(truth, segmentation)]
+    counts = [0]
+    for true, found in sections:
+        known = true != 0
+        segments = found[known]
+        if segments.size and (segments[0] == 0 or (segments != segments[0]).any()):
+            return 0
+        counts.append(np.unique(true[known]).size)
+    return sum(counts) if max(counts) > 1 else 0
 
 
 def with_cremi(scores: Mapping[str, float]) -> dict[str, float]:

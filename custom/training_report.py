@@ -95,7 +95,10 @@ class TrainingReport:
     def _curves(self) -> str:
         entries = [numbers_of(entry) for entry in self.history.entries]
         components = [name for name in entries[-1] if name.startswith("loss_")]
-        return charts(entries, {"Loss": ("train_loss", *components), **CURVES})
+        groups = {"Loss": ("train_loss", *components), **CURVES}
+        if not any(entry.get("skipped_steps") for entry in entries):
+            del groups["Skipped steps"]
+        return charts(entries, groups)
 
     def _speed(self, state: Any) -> str:
         figures = self.timing.total.figures(world_size())

@@ -17,7 +17,7 @@ from custom.files import write_atomically
 from custom.pictures import enlarged, png_bytes
 
 CHART_WIDTH, CHART_HEIGHT = 480, 220
-PLOT = {"left": 44, "right": 470, "top": 12, "bottom": 190}
+PLOT = {"left": 68, "right": 470, "top": 12, "bottom": 190}
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d1d1f; --soft: #6a6a70; --line: #d9d9de; --page: #fdfdfc;
@@ -43,6 +43,8 @@ figure { margin: 0; } figure img, svg { width: 100%; height: auto; display: bloc
 figure img { border-radius: 4px; image-rendering: pixelated; max-height: 22rem;
   object-fit: contain; object-position: left top; }
 figure.whole img { max-height: none; width: auto; max-width: 100%; }
+figure.whole { cursor: zoom-in; } figure.whole:focus { overflow-x: auto; cursor: auto; }
+figure.whole:focus img { max-width: none; }
 figcaption { font-size: .85rem; margin-top: .2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .95rem; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
@@ -141,11 +143,12 @@ def gallery(pictures: Sequence[Picture]) -> str:
 
 
 def embedded(caption: str, content: bytes) -> str:
-    """An image's file, PNG or GIF, in full width."""
+    """An image's file, PNG or GIF, as wide as the page; after a click pixel for pixel."""
     kind = "gif" if content.startswith(b"GIF") else "png"
     data, shown = base64.b64encode(content).decode(), escape(caption)
     return (
-        f'<figure class="whole"><img alt="{shown}" src="data:image/{kind};base64,{data}">'
+        f'<figure class="whole" tabindex="0">'
+        f'<img alt="{shown}" src="data:image/{kind};base64,{data}">'
         f"<figcaption>{shown}</figcaption></figure>"
     )
 
@@ -212,7 +215,8 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> s
         at = _placed(y, ys, PLOT["bottom"], PLOT["top"])
         marks.append(
             f'<line x1="{PLOT["left"]}" x2="{PLOT["right"]}" y1="{at}" y2="{at}" '
-            f'stroke="var(--line)"/><text x="38" y="{at + 4}" text-anchor="end">{y:g}</text>'
+            f'stroke="var(--line)"/><text x="{PLOT["left"] - 6}" '
+            f'y="{at + 4}" text-anchor="end">{y:g}</text>'
         )
     for x in xs:
         at = _placed(x, xs, PLOT["left"], PLOT["right"])

@@ -405,3 +405,11 @@ def test_labels_mean_at_evaluating_what_they_meant_in_training(data: Path) -> No
     assert set(scores.values) == {"dice", "iou", "dice_cell", "iou_cell"}
     assert set(scores.values.values()) == {1.0}
     assert scores.voxels == np.count_nonzero(inside != 7) < inside.size
+
+
+@pytest.mark.parametrize(("number", "plural"), [(1, ""), (2, "s"), (0, "s")])
+def test_a_summary_has_the_singular_of_one(number: int, plural: str) -> None:
+    line = Scores("a", 0.0, 0.0, 0.0, 0.0, number, number, number).summary()
+    assert line.endswith(
+        f", {number} segment{plural} for {number} object{plural}, {number} voxel{plural}"
+    )

@@ -19,15 +19,20 @@ VALIDATION, STEP = 100, 7  # seconds
 
 
 def progressing(
-    *, fail: bool = False, start: int = 0, interval: int = 1, step_seconds: float = STEP
+    *,
+    fail: bool = False,
+    start: int = 0,
+    interval: int = 1,
+    step_seconds: float = STEP,
+    warm_up_seconds: float = 0,
 ) -> tuple[TrainingProgress, Engine]:
     """A trainer with validations, whose VOI is 2 - epoch / 2; time goes by the clock."""
-    clock = Clock()
+    clock, warming = Clock(), iter([warm_up_seconds])
 
     def step(engine: Engine, batch: int) -> dict[str, torch.Tensor]:
         if fail:
             raise ZeroDivisionError("step")
-        clock.now += step_seconds
+        clock.now += step_seconds + next(warming, 0)
         return {"loss": torch.tensor(0.5, requires_grad=True)}
 
     def score(engine: Engine) -> None:
@@ -95,19 +100,34 @@ def clock_time(seconds: int) -> str:
 @pytest.mark.parametrize(
     ("interval", "to_come"),
     [
-        (1, [None, None, 2, 2, 1, 1, 0]),  # validations, None: how long they take is not known
-        (2, [None, None, None, None, 1, 1, 0]),
-        (3, [None] * 6 + [0]),
+        (1, [2, 1, 1, 0]),  # validations, None: how long they take is not known
+        (2, [None, 1, 1, 0]),
+        (3, [None, None, None, 0]),
     ],
 )
 def test_the_time_left_has_the_validations_to_come_in_it(
     caplog: pytest.LogCaptureFixture, interval: int, to_come: list[int | None]
 ) -> None:
     expected = []
-    for steps, validations in zip([5, 4, 3, 2, 1, 0, 0], to_come, strict=True):
+    for steps, validations in zip([2, 1, 0, 0], to_come, strict=True):
         time = clock_time(70 * steps + VALIDATION * (validations or 0))
         expected.append(f"{'>' if validations is None else ''}{time} left")
-    assert left(caplog, interval=interval) == expected
+    assert left(caplog, interval=interval)[3:] == expected
+
+
+def test_a_slow_first_step_is_no_part_of_the_time_left(caplog: pytest.LogCaptureFixture) -> None:
+    shown = left(caplog, warm_up_seconds=6000)
+    assert shown[0] == "loss 0.500"
+    assert not any("left" in figure for figure in shown[:3])  # too early to tell
+    assert shown[3] == f"{clock_time(2 * 70 + 2 * VALIDATION)} left"
+
+
+def test_the_start_of_a_training_that_is_taken_up_does_not_count_either(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shown = left(caplog, start=1, warm_up_seconds=6000)
+    assert shown[-2] == f"{clock_time(VALIDATION)} left"
+    assert shown[-1] == "0:00:00 left"
 
 
 def test_an_error_of_a_step_closes_the_bar_and_goes_on_its_way() -> None:

@@ -1,4 +1,6 @@
+import logging
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from custom.scores import (
     KeyMetric,
     SegmentationScore,
     chosen_key,
+    joined_objects,
     keys_of_classes,
     validation_score,
 )
@@ -145,6 +148,55 @@ def test_the_best_setting_of_the_grid_counts() -> None:
     state = evaluated(SegmentationScore(SEGMENTER, grid), item(truth(), prediction))
     assert state.metrics["voi"] == 0
     assert state.segmentation == {"bias": -0.5}
+
+
+def warned(caplog: pytest.LogCaptureFixture, *items: dict[str, Any], **settings: Any) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "custom.scores"):
+        evaluated(SegmentationScore(SEGMENTER, [{}], **settings), *items)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_one_segment_for_several_objects_at_the_best_setting_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = np.ones(SHAPE, dtype=np.int64)
+    items = [
+        item(truth(), predicted(whole), "joined"),
+        item(truth(), predicted(truth(9)), "cut"),
+        item(whole, predicted(whole), "alone"),
+        item(truth(), predicted(whole), "too"),
+    ]
+    (line,) = warned(caplog, *items)
+    assert "one single segment for all objects of 'joined' (2), 'too' (2)" in line
+    assert "train longer" in line and "'bias'" in line and "segmentation_grid" in line
+    assert warned(caplog, *items[1:3]) == []
+    with patch("custom.scores.is_writer", return_value=False):
+        assert warned(caplog, *items) == []
+
+
+def test_another_setting_than_the_best_may_join_everything(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    score = SegmentationScore(SEGMENTER, [{"bias": 0.5, "threshold": 0.1}, {"bias": -0.5}])
+    with caplog.at_level(logging.WARNING, "custom.scores"):
+        evaluated(score, item(truth(), predicted(truth(), cut=0.3)))
+    assert score.joined == {"cube": [2, 0]}
+    assert caplog.records == []
+
+
+def test_joined_objects_are_all_or_none() -> None:
+    whole, known = np.full(SHAPE, 7), truth()
+    known[0] = 0
+    sections = np.broadcast_to(np.arange(1, 7)[:, None, None], SHAPE)
+    assert joined_objects(known, whole) == 2
+    assert joined_objects(known, np.where(known, 7, truth())) == 2  # the rest does not count
+    assert joined_objects(known, truth(6)) == 0
+    assert joined_objects(known, 0 * whole) == 0  # no segment at all
+    assert joined_objects(0 * known, whole) == joined_objects(whole, whole) == 0
+    assert joined_objects(known, sections) == 0
+    assert joined_objects(known, sections, per_section=True) == 5 * 2
+    assert joined_objects(whole, sections, per_section=True) == 0
 
 
 def scored(*settings: tuple[float, float], key: KeyMetric = VOI) -> SegmentationScore:

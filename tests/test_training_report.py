@@ -29,12 +29,16 @@ SCORES = {1: 1.5, 2: 0.5, 3: 0.75}
 SPLIT = {"training": [{"id": "left", "offset": [0, 1, 2], "shape": [3, 4, 5]}], "validation": []}
 
 
-def trained(folder: Path, epochs: int = 3, early: bool = False, **stop: Any) -> str:
+def trained(
+    folder: Path, epochs: int = 3, early: bool = False, skipped: int = 0, **stop: Any
+) -> str:
     """The report of a training of three epochs of two steps, each validated."""
     clock, validation = Clock(), Engine(lambda engine, batch: None)
 
     def step(engine: Engine, batch: Any) -> dict[str, torch.Tensor]:
         clock.now += 8
+        state: Any = engine.state
+        state.step_info = {"skipped": float(state.iteration <= skipped)}
         return {"loss": torch.tensor(2.0, requires_grad=True)}
 
     def validate(engine: Engine) -> None:
@@ -177,3 +181,8 @@ def test_the_history_is_the_same_with_a_report(tmp_path: Path) -> None:
     trained(tmp_path)
     entries = json.loads((tmp_path / "history.json").read_text())
     assert [entry["voi"] for entry in entries] == list(SCORES.values())
+
+
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_skipped_steps_are_a_chart_only_if_there_are_any(tmp_path: Path, skipped: int) -> None:
+    assert ("Skipped steps" in trained(tmp_path, skipped=skipped)) == bool(skipped)

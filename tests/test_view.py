@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from custom.view import (
+    STYLE,
     Picture,
     Section,
     charts,
     commands,
+    embedded,
     gallery,
     notice,
     read_history,
@@ -136,6 +138,21 @@ def test_curves_stay_inside_the_axes(values: list[float]) -> None:
     assert at[:, 0].max() <= 470
     assert at[:, 1].min() >= 12
     assert at[:, 1].max() <= 190
+
+
+@pytest.mark.parametrize("high", [0.0015, 0.00015, -0.00015, 2e-05, -1.5e-07, 1e7])
+def test_the_labels_of_the_vertical_axis_are_inside_the_chart(high: float) -> None:
+    page = charts([{"epoch": 0.0, "a": 0.0}, {"epoch": 1.0, "a": high}], {"A": ["a"]})
+    found = re.findall(r'text x="([\d.]+)" y="[\d.]+" text-anchor="end">([^<]+)<', page)
+    labels = [label for label in found if "epoch" not in label[1]]
+    assert len(labels) > 2
+    for right, text in labels:
+        assert float(right) >= 7.2 * len(text)  # pixels of a digit
+
+
+def test_a_wide_picture_can_be_shown_pixel_for_pixel() -> None:
+    assert '<figure class="whole" tabindex="0">' in embedded("panel", b"")  # can have the focus
+    assert "figure.whole:focus img { max-width: none; }" in STYLE
 
 
 def test_a_point_on_a_grid_line_has_the_value_beside_it() -> None:
