@@ -227,12 +227,12 @@ def fresh_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_compiler_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_not_there_is_one_sentence() -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/missing/c++",))
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU())
-    with pytest.raises(InputError, match="compile_network is true, but torch") as raised:
+    missing = inductor.patch({"cpp.cxx": ("/missing/c++",)})  # monkeypatch would remove the key
+    with missing, pytest.raises(InputError, match="compile_network is true, but torch") as raised:
         CropInferer(compile=True)(torch.zeros(1, 3), network)
     assert "set compile_network to false" in str(raised.value)
     assert "\n" not in str(raised.value)
