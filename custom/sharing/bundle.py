@@ -11,6 +11,7 @@ import custom
 from custom.errors import InputError
 from custom.inspection.bundle import inspect_bundle
 from custom.inspection.own_project import CODE, OwnProject
+from custom.json_fields import read_object
 from custom.sharing.archive import write_archive
 from custom.sharing.card import model_card, picture_place
 from custom.sharing.machine_paths import refuse_machine_paths, without_machine_paths
@@ -150,8 +151,7 @@ def _project_files(own: OwnProject) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    return dict(read_object(path, f"configuration '{path}'"))
 
 
 def _json(content: Mapping[str, Any]) -> str:

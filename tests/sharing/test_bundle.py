@@ -307,3 +307,14 @@ def test_an_inspection_that_fails_leaves_no_zip(
         share(project)
     assert ("shared.zip' was not written" in str(caught.value)) == isinstance(error, InputError)
     assert [*project.glob("*.zip*"), *project.glob(".*")] == []
+
+
+@pytest.mark.parametrize("name", ["inference", "metadata"])
+def test_a_broken_configuration_of_ones_own_is_one_sentence(
+    project: Path, tmp_path: Path, name: str
+) -> None:
+    own = OwnProject(OWN.custom, shutil.copytree(tiny.BUNDLE, tmp_path / "bundle"))
+    (own.bundle / "configs" / f"{name}.json").write_text("{")
+    with pytest.raises(InputError, match=rf"{name}\.json' is not valid JSON"):
+        share_bundle("x", project / "model", project / "eval", project, own)
+    assert not (project / "x.zip").exists()
