@@ -51,6 +51,7 @@ def told() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_two_processes_know_of_each_other() -> None:
     first, second = in_two(told)
     assert (first["rank"], second["rank"]) == (0, 1)

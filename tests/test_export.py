@@ -26,9 +26,12 @@ from custom.model_folder import write_model
 from tests.bundle import overlays, tiny
 from tests.features.cached import SPEC
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::torch.jit.TracerWarning"
+    ),
+]
 
 CROP = (8, 16, 24)
 KINDS: dict[str, dict[str, Any]] = {

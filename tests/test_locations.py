@@ -233,6 +233,7 @@ def test_denied_files_count_as_missing_where_others_are_there(
     assert volume.metadata == open_volume(folder / paths[form]).metadata
 
 
+@pytest.mark.slow
 def test_a_remote_volume_is_pickled(http: str, paths: dict[str, str]) -> None:
     volume = pickle.loads(pickle.dumps(open_volume(f"{http}/{paths['x.n5']}")))
     np.testing.assert_array_equal(volume.read(volume.metadata.roi), VALUES)

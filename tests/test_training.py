@@ -197,6 +197,7 @@ def refusal_in_folders_apart(folder: str) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_processes_that_read_different_checkpoints_are_refused(tmp_path: Path) -> None:
     trained(tmp_path / "0", epochs=1)
     for said in in_two(refusal_in_folders_apart, str(tmp_path)):

@@ -21,6 +21,8 @@ from custom.training_check import amp_type, batch_of, training_memory
 from tests.bundle import overlays, tiny
 from tests.bundle.test_bad_input import datalist, refused, says, write_datalist
 
+pytestmark = pytest.mark.slow
+
 
 def config(name: str, folder: Path, **changes: Any) -> dict[str, Any]:
     """The merged configuration of a tiny run."""

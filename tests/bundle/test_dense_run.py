@@ -13,6 +13,8 @@ from custom.features.cache import open_cache
 from tests.bundle import tiny
 from tests.features.guided import HUBCONF, write_hub
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (20, 58, 28)
 VOXEL_SIZE = (20.0, 16.0, 12.5)
 SCALE = [1.25, 1.0, 1.6]

@@ -18,6 +18,8 @@ from custom.model_files import load_weights
 from tests.bundle import tiny
 from tests.bundle.tiny import BUNDLE, CONFIGS, ROOT
 
+pytestmark = pytest.mark.slow
+
 RAW = torch.rand(1, 1, 8, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 

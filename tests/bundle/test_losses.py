@@ -20,6 +20,8 @@ from tests.bundle.overlays import EXPERIMENTS, content
 from tests.bundle.test_runs import assert_sound, history, untrained
 from tests.bundle.tiny import BUNDLE, CONFIGS
 
+pytestmark = pytest.mark.slow
+
 LIBRARY: dict[str, Any] = json.loads((CONFIGS / "losses.json").read_text())
 ANY = ("cross_entropy", "weighted_cross_entropy", "focal", "dice", "tversky", "focal_dice")
 OUTPUTS = {

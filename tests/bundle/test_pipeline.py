@@ -18,6 +18,8 @@ from custom.pipeline import load_pipeline
 from custom.scores import as_uint8
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 README = tiny.ROOT / "README.md"
 PYTHON = tiny.BUNDLE / "docs" / "python.md"
 WINDOW = (0.0, 255.0)

@@ -18,6 +18,8 @@ from custom.features.triplane import PlaneGrid, average
 from custom.planes import NORMAL_AXIS, PLANES
 from tests.features.cached import SHAPE, placements, request, tokens, voxels
 
+pytestmark = pytest.mark.slow
+
 LAYOUT = {"layout": "dense"}
 
 
