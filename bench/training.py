@@ -28,7 +28,7 @@ def bench(
     data: str | None = None,
     backbone: str | None = None,
     steps: int = 30,
-    live_steps: int = 3,
+    live_steps: int = 2,
     cube: int = 128,
 ) -> None:
     """Measure and print.
@@ -51,7 +51,7 @@ def training_figures(
     setting: Setting,
     folder: Path,
     steps: int = 30,
-    live_steps: int = 3,
+    live_steps: int = 2,
     changes: Mapping[str, Any] | None = None,
 ) -> list[Figure]:
     """Steps as train.json and fib25.json set them, with the default loader.
@@ -60,7 +60,7 @@ def training_figures(
         setting: data and backbone.
         folder: gets data and cache.
         steps: that are measured from the cache, after as many as the loader makes ahead.
-        live_steps: that are measured with features on the fly, likewise.
+        live_steps: that are measured with features on the fly, after one: every sample is waited for.
         changes: of the configuration, by key.
     """
     changes = dict(changes or {})
@@ -70,7 +70,7 @@ def training_figures(
     volume = cached_cube(setting, folder, features)
     given = _given(setting, folder, volume) | changes
     cached = step_times({**given, "source": "cache"}, steps)
-    live = step_times({**given, "source": "raw"}, live_steps)
+    live = step_times({**given, "source": "raw"}, live_steps, ahead=1)
     a_step, a_live_step = (times.seconds / times.steps for times in (cached, live))
     return [
         Figure("training.step_seconds", a_step, "s"),
