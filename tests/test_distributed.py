@@ -82,6 +82,7 @@ def batches_of_epochs() -> list[list[int]]:
     return found
 
 
+@pytest.mark.slow
 def test_batches_of_all_processes_are_together_the_batch_of_one() -> None:
     alone = batches_of_epochs()
     assert alone[3] == [18, 19, 20, 21, 22, 23]

@@ -21,6 +21,8 @@ from tests.bundle.overlays import config
 from tests.bundle.tiny import CONFIGS
 from tests.test_pipeline import SETTINGS, WINDOW, noise, pipeline
 
+pytestmark = pytest.mark.slow
+
 TOKEN_CHANNELS = 5
 RENORM = {"name": "batch_renorm", "warmup_steps": 0, "momentum": 0.3}
 SMALL: dict[str, Any] = {

@@ -39,6 +39,8 @@ from tests.features.cached import SPEC
 from tests.planted import KEYS, assert_in_register, blob, tokens_of_blob
 from tests.test_datasets import assert_same
 
+pytestmark = pytest.mark.slow
+
 ISOTROPIC, SECTIONS = (8.0, 8.0, 8.0), (40.0, 8.0, 8.0)
 IDS = np.array([0, 7, 2**40, 2**63, 2**64 - 1], np.uint64)
 SHIFT = 2

@@ -13,6 +13,8 @@ from custom.step_values import StepMeans
 from tests.processes import SIZE, in_two
 from tests.test_training_step import affinity_loss, crops, spoiled, step_of, trainer, unet
 
+pytestmark = pytest.mark.slow
+
 ITEMS = 12
 Result = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int]]
 

@@ -573,7 +573,12 @@ def test_evaluating_before_inference_is_said(project: Path) -> None:
             "/absent.json",
             marks=pytest.mark.slow,
         ),
-        ("training", {"train#dataset#min_labelled": 1.5, "num_workers": 1}, "random crops of"),
+        pytest.param(
+            "training",
+            {"train#dataset#min_labelled": 1.5, "num_workers": 1},
+            "random crops of",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "training",
             {"augmentations#mild#1#prob": 1.5},

@@ -24,6 +24,8 @@ from custom.volumes import open_volume
 from tests.bundle import tiny
 from tests.bundle.tiny import BUNDLE, ROOT
 
+pytestmark = pytest.mark.slow
+
 # Runs several command lines, each in a process of its own that shares the slow imports and nothing
 # else. ``custom`` is hidden unless the folder or the configuration leads to it.
 FORKS = """

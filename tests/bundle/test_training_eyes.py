@@ -8,6 +8,8 @@ import pytest
 from tests.bundle import tiny
 from tests.events import curves, points, read
 
+pytestmark = pytest.mark.slow
+
 VOLUME = "synthetic-validation"
 OFFSETS = ("1_0_0", "0_1_0", "0_0_1", "0_5_0")
 STEPS = (

@@ -25,6 +25,8 @@ from custom.sharing.shipped_configs import SHIPPED_CONFIGS
 from tests.bundle import overlays, tiny
 from tests.sharing.models import write_trained_model
 
+pytestmark = pytest.mark.slow
+
 OWN = OwnProject(Path(custom.__file__).parent, tiny.BUNDLE)
 SCHEMA = tiny.ROOT / "tests" / "data" / "meta_schema_minimal.json"
 
