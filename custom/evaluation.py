@@ -25,6 +25,7 @@ from custom.metrics import (
     instance_scores,
     object_counts,
 )
+from custom.outputs.images import SEGMENTATION
 from custom.pictures import (
     contact_sheet,
     grey_image,
@@ -41,7 +42,6 @@ from custom.volumes import Volume, open_volume
 
 logger = logging.getLogger(__name__)
 
-SEGMENTATION = "labels/segmentation"
 ON_GRID = 1e-3
 
 

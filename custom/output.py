@@ -19,7 +19,6 @@ from torch import nn
 import custom
 from custom.channels import ChannelLayout
 from custom.errors import InputError
-from custom.evaluation import SEGMENTATION
 from custom.label_classes import class_names
 from custom.model_files import (
     PREDICTS,
@@ -28,6 +27,7 @@ from custom.model_files import (
     refuse_other_features,
 )
 from custom.network_settings import network_difference, network_settings
+from custom.outputs.images import SEGMENTATION
 from custom.running import running_config
 from custom.scores import as_uint8, predicted_classes
 from custom.segmentation.segmenter import MutexWatershedSegmenter

@@ -1,6 +1,5 @@
 """Volumes in any of the field's formats, read lazily box by box; and writable OME-Zarr arrays."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,11 +31,13 @@ from custom.precomputed_metadata import find_scale
 from custom.voxel_grid import Triple, VoxelGrid, zyx_order
 from custom.zarr_metadata import (
     Json,
+    array_metadata,
     children,
     find_array,
     ome_multiscales,
     read_node,
     update_group,
+    write_array,
 )
 
 HDF5_SUFFIXES = (".h5", ".hdf", ".hdf5")
@@ -194,6 +195,7 @@ def create_ome_zarr_array(
     chunks: Sequence[int],
     attributes: Mapping[str, Any],
     version: str = "0.4",
+    shards: Sequence[int] | None = None,
 ) -> tensorstore.TensorStore:
     """Create ``<group_path>/<array_path>/s0``, an OME-Zarr image of one level.
 
@@ -209,6 +211,7 @@ def create_ome_zarr_array(
         chunks: chunk of the array, in the order of ``axes``; cut to ``shape``.
         attributes: attributes for the image's group and for the array itself.
         version: "0.4" (Zarr v2) or "0.5" (Zarr v3).
+        shards: with "0.5": what one file holds, in the order of ``axes``; None: one chunk.
 
     Returns:
         The array, filled with 0 and open for writing.
@@ -216,6 +219,31 @@ def create_ome_zarr_array(
     Raises:
         ValueError: arguments that do not fit together.
         InputError: there is an array already.
+    """
+    path = declare_ome_zarr_array(
+        group_path, array_path, shape, dtype, axes, voxel_size_nm, offset_nm, chunks, attributes,
+        version, shards,
+    )  # fmt: skip
+    return open_array(path)
+
+
+def declare_ome_zarr_array(
+    group_path: str | Path,
+    array_path: str,
+    shape: Sequence[int],
+    dtype: DTypeLike,
+    axes: str,
+    voxel_size_nm: Triple,
+    offset_nm: Triple,
+    chunks: Sequence[int],
+    attributes: Mapping[str, Any],
+    version: str = "0.4",
+    shards: Sequence[int] | None = None,
+) -> Path:
+    """Like ``create_ome_zarr_array``, but TensorStore is not touched: a fork may follow.
+
+    Returns:
+        Folder of the array.
     """
     if axes not in ("zyx", "czyx") or not len(axes) == len(shape) == len(chunks):
         raise ValueError(f"axes {axes!r}, shape {shape} and chunks {chunks} do not fit together")
@@ -230,7 +258,16 @@ def create_ome_zarr_array(
         ome["image-label"] = {"version": version}
     update_group(image, version, ome, attributes)
     chunks = [min(c, s) for c, s in zip(chunks, shape, strict=True)]
-    return _create_array(image / "s0", shape, np.dtype(dtype), chunks, axes, attributes, version)
+    metadata = array_metadata(shape, np.dtype(dtype), chunks, axes, version, shards)
+    write_array(image / "s0", metadata, attributes)
+    return image / "s0"
+
+
+def open_array(path: Path) -> tensorstore.TensorStore:
+    """A Zarr array on this machine, for reading and writing."""
+    driver = "zarr3" if (path / "zarr.json").exists() else "zarr"
+    spec = {"driver": driver, "kvstore": Location(str(path)).kvstore()}
+    return tensorstore.open(spec).result()
 
 
 def _open(location: Location, prefix: str | None, where: str) -> Opened:
@@ -357,32 +394,3 @@ def _create_parents(group: Path, array_path: str, version: str) -> None:
         attributes: Json = node.attributes if node else {}
         known = attributes.get("ome", attributes).get("labels", [])
         update_group(group, version, {"labels": sorted({*known, name})}, {})
-
-
-def _create_array(
-    path: Path,
-    shape: Sequence[int],
-    dtype: np.dtype[Any],
-    chunks: Sequence[int],
-    axes: str,
-    attributes: Mapping[str, Any],
-    version: str,
-) -> tensorstore.TensorStore:
-    """Empty Zarr array, compressed by zstd, with attributes."""
-    metadata: dict[str, Any] = {"shape": list(shape), "fill_value": dtype.type(0).item()}
-    if version == "0.4":
-        driver = "zarr"
-        metadata |= {"chunks": list(chunks), "dtype": dtype.str, "dimension_separator": "/"}
-        metadata |= {"compressor": {"id": "zstd", "level": 3}}
-    else:
-        driver = "zarr3"
-        grid = {"name": "regular", "configuration": {"chunk_shape": list(chunks)}}
-        metadata |= {"chunk_grid": grid, "data_type": dtype.name, "dimension_names": list(axes)}
-        metadata |= {"codecs": ["bytes", {"name": "zstd", "configuration": {"level": 3}}]}
-        metadata |= {"attributes": dict(attributes)}
-    kvstore = Location(str(path)).kvstore()
-    spec = {"driver": driver, "kvstore": kvstore, "metadata": metadata}
-    store = tensorstore.open(spec, create=True).result()
-    if version == "0.4":
-        (path / ".zattrs").write_text(json.dumps(dict(attributes), indent=2))
-    return store

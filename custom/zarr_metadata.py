@@ -2,12 +2,16 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from custom.errors import InputError
+from custom.files import write_atomically
 from custom.locations import Location
 from custom.voxel_grid import Triple, VoxelGrid, default_axes, pick_zyx
 
@@ -128,12 +132,7 @@ def ome_multiscales(
     name: str, axes: str, voxel_size_nm: Triple, offset_nm: Triple, version: str
 ) -> dict[str, Any]:
     """``multiscales`` of one level ``s0``, as a dictionary to be merged into the OME-Zarr keys."""
-    channels = len(axes) - 3
-    transforms = [
-        {"type": "scale", "scale": [1.0] * channels + list(voxel_size_nm)},
-        {"type": "translation", "translation": [0.0] * channels + list(offset_nm)},
-    ]
-    multiscale = {
+    multiscale: dict[str, Any] = {
         "name": name,
         "axes": [
             {"name": "c", "type": "channel"}
@@ -141,11 +140,21 @@ def ome_multiscales(
             else {"name": axis, "type": "space", "unit": "nanometer"}
             for axis in axes
         ],
-        "datasets": [{"path": "s0", "coordinateTransformations": transforms}],
+        "datasets": [ome_level("s0", axes, voxel_size_nm, offset_nm)],
     }
     if version == "0.4":
         multiscale["version"] = version
     return {"multiscales": [multiscale]}
+
+
+def ome_level(path: str, axes: str, voxel_size_nm: Triple, offset_nm: Triple) -> dict[str, Any]:
+    """An entry of the ``datasets`` of ``multiscales``."""
+    channels = len(axes) - 3
+    transforms = [
+        {"type": "scale", "scale": [1.0] * channels + list(voxel_size_nm)},
+        {"type": "translation", "translation": [0.0] * channels + list(offset_nm)},
+    ]
+    return {"path": path, "coordinateTransformations": transforms}
 
 
 def update_group(path: Path, version: str, ome: Json, attributes: Json) -> None:
@@ -169,6 +178,62 @@ def update_group(path: Path, version: str, ome: Json, attributes: Json) -> None:
         known["ome"] = {"version": version, **known.get("ome", {}), **ome}
     group = {"zarr_format": 3, "node_type": "group", "attributes": known}
     _write_json(path / "zarr.json", group)
+
+
+def array_metadata(
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int],
+    axes: str,
+    version: str,
+    shards: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """What describes an array that is filled with 0 and compressed by zstd, without attributes.
+
+    Args:
+        shape: of the array.
+        dtype: of the array.
+        chunks: of the array.
+        axes: a letter for each axis.
+        version: of OME-Zarr: "0.4" (Zarr v2) or "0.5" (Zarr v3).
+        shards: for Zarr v3: what one file holds, whole chunks of it; None: one chunk.
+    """
+    fill = dtype.type(0).item()
+    if version == "0.4":
+        return {
+            "zarr_format": 2, "shape": list(shape), "chunks": list(chunks), "dtype": dtype.str,
+            "compressor": {"id": "zstd", "level": 3}, "fill_value": fill, "order": "C",
+            "filters": None, "dimension_separator": "/",
+        }  # fmt: skip
+    endian = {"configuration": {"endian": sys.byteorder}} if dtype.itemsize > 1 else {}
+    codecs: list[Any] = [{"name": "bytes", **endian}]
+    codecs += [{"name": "zstd", "configuration": {"level": 3, "checksum": False}}]
+    if shards is not None:
+        index = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        settings = {"chunk_shape": list(chunks), "codecs": codecs, "index_codecs": index}
+        codecs = [{"name": "sharding_indexed", "configuration": settings}]
+    grid = {"chunk_shape": list(chunks if shards is None else shards)}
+    return {
+        "zarr_format": 3, "node_type": "array", "shape": list(shape), "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": grid},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill, "codecs": codecs, "dimension_names": list(axes),
+    }  # fmt: skip
+
+
+def write_array(path: Path, metadata: Json, attributes: Json) -> None:
+    """Make a folder an array.
+
+    Args:
+        path: the folder.
+        metadata: of ``array_metadata``.
+        attributes: the user's attributes.
+    """
+    if metadata["zarr_format"] == 2:
+        _write_json(path / ".zattrs", attributes)
+        _write_json(path / ".zarray", metadata)
+    else:
+        _write_json(path / "zarr.json", {**metadata, "attributes": dict(attributes)})
 
 
 def _find_array(node: ZarrNode, where: str) -> tuple[ZarrNode, VoxelGrid]:
@@ -249,4 +314,4 @@ def _floats(values: Sequence[Any]) -> list[float]:
 
 
 def _write_json(path: Path, value: Json) -> None:
-    path.write_text(json.dumps(value, indent=2))
+    write_atomically(path, json.dumps(value, indent=2).encode())

@@ -1,0 +1,120 @@
+"""Pyramids of a result's images, block by block."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import daisy
+from funlib.geometry import Coordinate, Roi
+
+from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.outputs.images import remove_levels
+from custom.outputs.levels import LevelMaker, passes
+from custom.outputs.pyramids import Shape, levels_of
+from custom.outputs.settings import CHUNK, OutputSettings
+from custom.voxel_grid import Triple
+
+
+class Pyramid(Tracked):
+    """Makes some levels of all images from the one before them.
+
+    The levels are listed in the images' metadata by ``custom.outputs.images.finish``.
+
+    Args:
+        store: the OME-Zarr.
+        images: their names in it.
+        shape: (D, H, W) of all images.
+        block: edges of a block in voxels: whole files in all levels that are made.
+        first: number of the level that is read.
+        count: how many are made from it.
+    """
+
+    store: Path
+    images: list[str]
+    shape: Shape
+    block: Shape
+    first: int
+    count: int
+    fit: Literal["shrink"] = "shrink"
+    read_write_conflict: Literal[False] = False
+
+    @property
+    def write_roi(self) -> Roi:
+        """The whole volume."""
+        return Roi((0, 0, 0), self.shape)
+
+    @property
+    def write_size(self) -> Coordinate:
+        """Of a block."""
+        return Coordinate(self.block)
+
+    @property
+    def context_size(self) -> Coordinate:
+        """None: windows do not reach over the border of a block."""
+        return Coordinate(0, 0, 0)
+
+    def drop_artifacts(self) -> None:
+        """Remove the levels."""
+        for name in self.images:
+            numbers = range(self.first + 1, self.first + self.count + 1)
+            remove_levels(self.store, name, list(numbers))
+
+    @contextmanager
+    def process_block_func(self) -> Iterator[ProcessBlock]:
+        """Make the levels in a block, one image after the other."""
+        makers = [LevelMaker(self.store, name, self.first, self.count) for name in self.images]
+
+        def process(block: daisy.Block) -> None:
+            for make in makers:
+                make(block.write_roi.offset, block.write_roi.shape)
+
+        yield process
+
+
+def pyramid_tasks(
+    store: Path,
+    state_dir: Path,
+    images: Sequence[str],
+    shape: Shape,
+    voxel_size_nm: Triple,
+    settings: OutputSettings,
+    **common: Any,
+) -> list[Tracked]:
+    """Tasks that make the pyramids of all images of a result, one after the other.
+
+    There are none where a volume is a single chunk, or ``settings`` want no pyramid.
+
+    Args:
+        store: the OME-Zarr; its images need not be there yet.
+        state_dir: folder of the run's state.
+        images: names, "affinities", "labels/segmentation" and so on, all of the same shape.
+        shape: (D, H, W).
+        voxel_size_nm: zyx.
+        settings: how the images are written.
+        common: further arguments of ``Tracked``: threads, retries, worker_config.
+    """
+    if not settings.pyramid:
+        return []
+    levels = levels_of(shape, voxel_size_nm, CHUNK)
+    steps = passes(levels, settings.unit)
+    identity = {
+        "images": list(images),
+        "factors": [list(level.factor) for level in levels],
+        "block": [list(step.block) for step in steps],
+    }
+    return [
+        Pyramid(
+            state_dir=state_dir,
+            name="pyramid" if number == 1 else f"pyramid-{number}",
+            identity=identity,
+            store=store,
+            images=list(images),
+            shape=shape,
+            block=step.block,
+            first=step.first,
+            count=step.count,
+            **common,
+        )
+        for number, step in enumerate(steps, start=1)
+    ]
