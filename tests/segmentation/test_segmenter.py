@@ -124,7 +124,7 @@ def test_links_are_those_within_max_link(monkeypatch):
 def test_only_long_range_edges_are_strided(monkeypatch):
     seen = []
 
-    def spy(affinities, offsets, bias, strides):
+    def spy(affinities, offsets, bias, strides, mask):
         seen.append(strides)
         return np.ones(affinities.shape[1:], np.uint64)
 
@@ -168,7 +168,7 @@ def test_long_range_edges_are_strided_along_linked_axes_only(monkeypatch):
     monkeypatch.setattr(
         module,
         "mutex_watershed",
-        lambda affinities, offsets, bias, strides: seen.append(strides) or affinities[0],
+        lambda affinities, offsets, bias, strides, mask: seen.append(strides) or affinities[0],
     )
     MutexWatershedSegmenter(IN_PLANE, long_range_stride=5).fragments(
         np.ones((4, 2, 5, 6), np.uint8)
