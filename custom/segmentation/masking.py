@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from custom.errors import InputError
 from custom.segmentation.faces import face_channels
 from custom.segmentation.fragments import (
+    UNCUT,
+    Cut,
     Offset,
     linked_axes,
     remove_small_fragments,
@@ -72,6 +74,16 @@ def refuse_range(method: str, **values: float) -> None:
             raise InputError(f"{name} of {method} must be from 0 to 1, got {value}.")
 
 
+def refuse_small(small: str) -> None:
+    """Refuse what is none of ``SMALL``.
+
+    Raises:
+        InputError: names both.
+    """
+    if small not in SMALL:
+        raise InputError(f"small must be one of {', '.join(map(repr, SMALL))}, got {small!r}.")
+
+
 def kept_fragments(
     labels: NDArray[np.uint64],
     affinities: NDArray[np.uint8],
@@ -79,6 +91,7 @@ def kept_fragments(
     min_affinity: float,
     min_size: int,
     small: str,
+    cut: Cut = UNCUT,
 ) -> NDArray[np.uint64]:
     """Fragments without those of low mean affinity, then without small ones.
 
@@ -89,12 +102,13 @@ def kept_fragments(
         min_affinity: fragments with a lower mean short-range affinity become background.
         min_size: smaller fragments (voxels) go.
         small: where to, one of ``SMALL``.
+        cut: faces where the volume goes on: fragments that touch one stay.
 
     Returns:
         (D, H, W) uint64, ids from 1 on without gaps.
     """
     mean = short_range_mean(affinities, offsets)
     if min_affinity > 0:
-        labels = remove_weak_fragments(labels, mean, min_affinity)
+        labels = remove_weak_fragments(labels, mean, min_affinity, cut)
     grown = mean if small == "neighbours" else None
-    return remove_small_fragments(labels, min_size, grown, linked_axes(offsets))
+    return remove_small_fragments(labels, min_size, grown, linked_axes(offsets), cut)

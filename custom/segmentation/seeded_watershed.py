@@ -6,7 +6,7 @@ import edt
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import generate_binary_structure, maximum_filter
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components as tree_components
 from scipy.sparse.csgraph import minimum_spanning_tree
 from skimage.segmentation import watershed
@@ -115,7 +115,7 @@ def _grown(
     others = counted & (pieces == 0)
     nodes = pieces.astype(np.int64)
     nodes[others] = count + 1 + np.arange(np.count_nonzero(others))
-    total = count + 1 + np.count_nonzero(others)  # node 0 is the root
+    total = count + 1 + int(np.count_nonzero(others))  # node 0 is the root
     one, two, affinity = _open_faces(nodes, faces, count, above)
     trees = np.arange(1, count + 1)
     weights = np.concatenate([LEVELS + 2 - affinity, np.ones(count)])  # 0 would be no edge
@@ -143,7 +143,7 @@ def _open_faces(
 
 def _graph(
     one: NDArray[np.int64], two: NDArray[np.int64], weight: NDArray[np.float64], total: int
-) -> coo_array:
+) -> csr_array[np.float64]:
     """Edges as a matrix; of several between two nodes, the lightest."""
     order = np.lexsort((weight, two, one))
     one, two, weight = one[order], two[order], weight[order]

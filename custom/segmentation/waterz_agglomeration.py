@@ -11,9 +11,11 @@ from custom.errors import InputError
 from custom.segmentation.faces import face_affinities
 from custom.segmentation.fragments import Offset, consecutive, linked_axes
 from custom.segmentation.masking import check_affinities
+from custom.segmentation.region_graph import RegionGraph
 from custom.standard_output import standard_output_dropped
 
 LEVELS = 256
+_Whole = NDArray[np.int64]
 _MEAN = "OneMinus<MeanAffinity<RegionGraphType, ScoreValue>>"
 _QUANTILE = "OneMinus<HistogramQuantileAffinity<RegionGraphType, {}, ScoreValue, 256, {}>>"
 QUANTILES = range(10, 100, 5)
@@ -21,7 +23,7 @@ QUANTILES = range(10, 100, 5)
 
 
 def scoring_function(name: str) -> str:
-    """waterz's C++ type for a name.
+    """The C++ type that waterz has for a name.
 
     Args:
         name: "mean" of the affinities between two segments; "hist_quant_<q>", their q-th percentile
@@ -89,64 +91,48 @@ def waterz_agglomerate(
     return consecutive(np.concatenate(sections) if sections else numbered)
 
 
-def waterz_merge(
-    pairs: NDArray[np.integer],
-    links: NDArray[np.integer],
-    count: int,
-    threshold: float,
-    scoring: str = "hist_quant_75",
-) -> NDArray[np.uint64]:
-    """The same for a graph: which nodes are one segment.
+def waterz_merge(graph: RegionGraph, threshold: float, scoring: str = "hist_quant_75") -> _Whole:
+    """The same for a graph: which of its fragments are one segment.
 
-    waterz knows arrays only. It gets a row of voxels that has every edge's two nodes in turns, as
-    often as they have links, and background between edges: its region graph is ours again.
+    waterz knows arrays only. It gets a row of voxels that has every edge's two fragments in turns,
+    as often as they have links, and background between edges: its region graph is ours again.
 
     Args:
-        pairs: (E, 2), nodes of every edge, 1 to ``count``; no pair twice.
-        links: (E, 256), how many links of each affinity an edge has.
-        count: number of nodes.
+        graph: any.
         threshold: as in ``waterz_agglomerate``.
         scoring: as there.
 
     Returns:
-        (count + 1,) uint64, for every node one of its segment's nodes; 0 for 0.
+        (N,) numbers from 1 on without gaps; equal: one segment.
 
     Raises:
         ValueError: the threshold is out of range.
         InputError: as there.
     """
-    nodes = np.arange(count + 1, dtype=np.uint64)
-    lengths = links.sum(axis=1)
-    some = lengths > 0
-    row, affinities = _as_row(pairs[some], links[some], lengths[some])
-    if not row.size:
-        return nodes
-    found = _joined(row, affinities, threshold, scoring).ravel()
-    joined = nodes.copy()
-    joined[row.ravel()] = found
-    return joined
+    row, affinities = _as_row(graph)
+    joined = np.arange(len(graph.ids) + 1, dtype=np.uint64)
+    joined[row.ravel()] = _joined(row, affinities, threshold, scoring).ravel()
+    return np.unique(joined[1:], return_inverse=True)[1].astype(np.int64) + 1
 
 
-def _as_row(
-    pairs: NDArray[np.integer], links: NDArray[np.integer], lengths: NDArray[np.integer]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Edges as (1, 1, N) fragments and (3, 1, 1, N) affinities."""
-    sizes = lengths + 2  # u v u v ... and a 0 behind; n + 1 voxels have n links
-    edge = np.repeat(np.arange(len(pairs)), sizes)
-    place = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    row = pairs[edge, place % 2].astype(np.uint64)
+def _as_row(graph: RegionGraph) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Edges as (1, 1, M) fragments, numbered by their places from 1 on, and (3, 1, 1, M) faces."""
+    parts = np.repeat(np.arange(len(graph.edges)), np.diff(graph.starts))
+    links = np.bincount(parts, graph.counts, len(graph.edges)).astype(np.int64)
+    sizes = links + 2  # u v u v ... and a 0 behind: n + 1 voxels have n links
+    edge = np.repeat(np.arange(len(sizes)), sizes)
+    place = np.arange(len(edge)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    row = graph.edges[edge, place % 2].astype(np.uint64) + 1
     row[place == sizes[edge] - 1] = 0
-    affinities = np.zeros((3, 1, 1, row.size), dtype=np.uint8)
-    inside = (place > 0) & (row != 0)
-    values = np.broadcast_to(np.arange(LEVELS, dtype=np.uint8), links.shape)
-    affinities[2, 0, 0, inside] = np.repeat(values.ravel(), links.ravel())
-    return row.reshape(1, 1, -1), affinities
+    faces = np.zeros((3, 1, 1, len(row)), dtype=np.uint8)
+    faces[2, 0, 0, (place > 0) & (row != 0)] = np.repeat(graph.levels, graph.counts)
+    return row.reshape(1, 1, -1), faces
 
 
 def _joined(
     fragments: NDArray[np.uint64], faces: NDArray[np.uint8], threshold: float, scoring: str
 ) -> NDArray[np.uint64]:
-    """What waterz makes of fragments; those below one another get one of their ids."""
+    """What waterz makes of fragments; those that are joined get the id of one of them."""
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be 0 to 1, got {threshold}")
     function = scoring_function(scoring)
@@ -156,7 +142,5 @@ def _joined(
     scaled /= LEVELS - 1
     found = np.array(fragments, dtype=np.uint64, order="C")  # waterz writes into it
     with standard_output_dropped():
-        (found,) = waterz.agglomerate(
-            scaled, [1 - threshold], fragments=found, scoring_function=function
-        )
+        list(waterz.agglomerate(scaled, [1 - threshold], None, found, scoring_function=function))
     return found
