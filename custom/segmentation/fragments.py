@@ -9,6 +9,9 @@ from skimage.measure import label as connected_pieces
 from skimage.segmentation import watershed
 
 Offset = Sequence[int]
+Cut = tuple[tuple[bool, bool, bool], tuple[bool, bool, bool]]
+"""At which faces an array is cut out of a larger one: at the lower ends zyx, at the upper ends."""
+UNCUT: Cut = ((False, False, False), (False, False, False))
 
 
 def consecutive(labels: NDArray[np.integer]) -> NDArray[np.uint64]:
@@ -75,6 +78,7 @@ def remove_small_fragments(
     min_size: int,
     affinity: NDArray[np.floating] | None = None,
     linked: Sequence[bool] = (True, True, True),
+    cut: Cut = UNCUT,
 ) -> NDArray[np.uint64]:
     """Fragments of fewer than ``min_size`` voxels removed, or grown over by their neighbours.
 
@@ -87,6 +91,7 @@ def remove_small_fragments(
         min_size: smallest number of voxels that stays; 0 or 1 removes nothing.
         affinity: (D, H, W), for example ``short_range_mean``; without it the removed become 0.
         linked: axes z, y, x along which neighbours grow; ``linked_axes`` of the offsets.
+        cut: faces where fragments go on: those that touch one stay, whatever their size here.
 
     Returns:
         (D, H, W) uint64, ids from 1 on without gaps.
@@ -98,6 +103,7 @@ def remove_small_fragments(
         _check_same_shape(affinity, labels)
     numbered = consecutive(labels).astype(np.int64)
     large = np.bincount(numbered.ravel()) >= min_size
+    large |= touching(numbered, cut)
     kept = np.where(large[numbered], numbered, 0)
     if affinity is not None:
         near = generate_binary_structure(3, 1)
@@ -108,7 +114,10 @@ def remove_small_fragments(
 
 
 def remove_weak_fragments(
-    labels: NDArray[np.integer], affinity: NDArray[np.floating], min_affinity: float
+    labels: NDArray[np.integer],
+    affinity: NDArray[np.floating],
+    min_affinity: float,
+    cut: Cut = UNCUT,
 ) -> NDArray[np.uint64]:
     """Fragments whose mean affinity is below ``min_affinity`` become background.
 
@@ -116,6 +125,7 @@ def remove_weak_fragments(
         labels: fragments, shape (D, H, W); 0 is background.
         affinity: (D, H, W), for example ``short_range_mean``.
         min_affinity: on the scale of ``affinity``.
+        cut: faces where fragments go on: those that touch one stay.
 
     Returns:
         (D, H, W) uint64, ids from 1 on without gaps.
@@ -127,7 +137,26 @@ def remove_weak_fragments(
     numbered = consecutive(labels).astype(np.int64)
     flat = numbered.ravel()
     mean = np.bincount(flat, affinity.ravel()) / np.maximum(np.bincount(flat), 1)
-    return consecutive(np.where(mean[numbered] >= min_affinity, numbered, 0))
+    strong = (mean >= min_affinity) | touching(numbered, cut)
+    return consecutive(np.where(strong[numbered], numbered, 0))
+
+
+def touching(numbered: NDArray[np.int64], cut: Cut) -> NDArray[np.bool_]:
+    """Which fragments touch a cut face.
+
+    Args:
+        numbered: (D, H, W), ids without large gaps; 0 is background.
+        cut: the faces.
+
+    Returns:
+        (largest id + 1,), True for ids that do; False for 0.
+    """
+    found = np.zeros(int(numbered.max(initial=0)) + 1, dtype=np.bool_)
+    for faces, end in zip(cut, (0, -1), strict=True):
+        for axis in (axis for axis in range(3) if faces[axis]):
+            found[numbered.take(end, axis)] = True
+    found[0] = False
+    return found
 
 
 def _check_same_shape(affinity: NDArray[np.floating], labels: NDArray[np.integer]) -> None:

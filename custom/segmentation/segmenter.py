@@ -11,6 +11,8 @@ from custom.errors import InputError
 from custom.json_fields import check_keys
 from custom.segmentation.agglomeration import agglomerate
 from custom.segmentation.fragments import (
+    UNCUT,
+    Cut,
     Offset,
     is_short_range,
     linked_axes,
@@ -18,7 +20,13 @@ from custom.segmentation.fragments import (
     remove_weak_fragments,
     short_range_mean,
 )
+from custom.segmentation.merging import merged_by_quantile
+from custom.segmentation.method import Triple, reach
 from custom.segmentation.mutex_watershed import mutex_watershed
+from custom.segmentation.region_graph import RegionGraph, contracted
+from custom.segmentation.settling import settle
+
+OF_THE_JOIN = ("threshold", "quantile", "max_link")  # settings that fragments do not depend on
 
 
 @dataclass(frozen=True)
@@ -61,28 +69,46 @@ class MutexWatershedSegmenter:
                 f"affinity_offsets reaches {min(map(_reach, self.offsets))}."
             )
 
-    def __call__(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    @property
+    def context(self) -> Triple:
+        """As of ``SegmentationMethod``: the largest offset along every axis."""
+        return reach(self.offsets)
+
+    @property
+    def links(self) -> list[int]:
+        """As of ``SegmentationMethod``: the offsets within ``max_link``."""
+        return [k for k, offset in enumerate(self.offsets) if _reach(offset) <= self.max_link]
+
+    def __call__(
+        self, affinities: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.uint64]:
         """Segments of affinities.
 
         Args:
             affinities: (K, D, H, W) uint8, 0 to 255; further channels are ignored.
+            mask: (D, H, W), True where to segment; everywhere when left out.
 
         Returns:
             (D, H, W) uint64.
         """
-        return self.join(self.fragments(affinities), affinities)
+        return self.join(self.fragments(affinities, mask), affinities)
 
-    def fragments(self, affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
-        """Fragments (D, H, W) uint64 of affinities, before agglomeration."""
+    def fragments(
+        self,
+        affinities: NDArray[np.uint8],
+        mask: NDArray[np.bool_] | None = None,
+        cut: Cut = UNCUT,
+    ) -> NDArray[np.uint64]:
+        """Fragments before agglomeration, as of ``SegmentationMethod``."""
         affinities = affinities[: len(self.offsets)]
         linked = linked_axes(self.offsets)
         sparse = [self.long_range_stride if along else 1 for along in linked]
         strides = [[1, 1, 1] if is_short_range(o) else sparse for o in self.offsets]
-        labels = mutex_watershed(affinities, self.offsets, self.bias, strides)
+        labels = mutex_watershed(affinities, self.offsets, self.bias, strides, mask)
         mean = short_range_mean(affinities, self.offsets)
         if self.min_affinity > 0:
-            labels = remove_weak_fragments(labels, mean, self.min_affinity)
-        return remove_small_fragments(labels, self.min_size, mean, linked)
+            labels = remove_weak_fragments(labels, mean, self.min_affinity, cut)
+        return remove_small_fragments(labels, self.min_size, mean, linked, cut)
 
     def join(
         self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]
@@ -90,14 +116,22 @@ class MutexWatershedSegmenter:
         """Segments (D, H, W) uint64 of fragments."""
         if self.threshold is None:
             return fragments
-        near = [k for k, offset in enumerate(self.offsets) if _reach(offset) <= self.max_link]
-        links = [self.offsets[k] for k in near]
-        return agglomerate(fragments, affinities[near], links, self.threshold, self.quantile)
+        offsets = [self.offsets[k] for k in self.links]
+        return agglomerate(
+            fragments, affinities[self.links], offsets, self.threshold, self.quantile
+        )
+
+    def solve(self, graph: RegionGraph) -> NDArray[np.int64]:
+        """Segments of whole fragments, as of ``SegmentationMethod``."""
+        groups = settle(graph, self.min_size, self.min_affinity)
+        if self.threshold is None:
+            return groups
+        joined = merged_by_quantile(contracted(graph, groups), self.threshold, self.quantile)
+        return np.append(0, joined)[groups]
 
     def same_fragments(self, other: "MutexWatershedSegmenter") -> bool:
         """Whether another segmenter makes the same fragments."""
-        here = replace(self, threshold=None, quantile=other.quantile, max_link=other.max_link)
-        return here == replace(other, threshold=None)
+        return self.describe_fragments() == other.describe_fragments()
 
     def with_settings(self, **settings: Any) -> "MutexWatershedSegmenter":
         """A copy with other settings.
@@ -112,6 +146,10 @@ class MutexWatershedSegmenter:
     def describe(self) -> dict[str, Any]:
         """All settings, plain values."""
         return asdict(self)
+
+    def describe_fragments(self) -> dict[str, Any]:
+        """Those settings that fragments depend on."""
+        return {key: value for key, value in asdict(self).items() if key not in OF_THE_JOIN}
 
 
 def _reach(offset: Offset) -> int:
