@@ -60,7 +60,7 @@ def training_figures(
         setting: data and backbone.
         folder: gets data and cache.
         steps: that are measured from the cache, after as many as the loader makes ahead.
-        live_steps: that are measured with features on the fly, after one: every sample is waited for.
+        live_steps: that are measured with features on the fly, after one.
         changes: of the configuration, by key.
     """
     changes = dict(changes or {})

@@ -104,7 +104,7 @@ def _merge(
             if level_of[f] != _DEAD:
                 other = ends[f, 1 - (half & 1)]
                 key = _pair(stays, other, number)
-                g = place[key] if key in place else -1
+                g = place[key] if key in place else -1  # noqa: SIM401  # numba's dict.get gives an Optional
                 if g != -1 and level_of[g] != _DEAD:
                     if used + length[f] + length[g] > len(levels):
                         levels, counts, used = _compacted(levels, counts, first, length, level_of)

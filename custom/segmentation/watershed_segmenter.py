@@ -131,9 +131,7 @@ class SeededWatershedSegmenter:
         if self.threshold is None:
             return fragments
         affinities = affinities[: len(self.offsets)]
-        return waterz_agglomerate(
-            fragments, affinities, self.offsets, self.threshold, self.scoring
-        )
+        return waterz_agglomerate(fragments, affinities, self.offsets, self.threshold, self.scoring)
 
     def solve(self, graph: RegionGraph) -> NDArray[np.int64]:
         """Segments of whole fragments, as of ``SegmentationMethod``."""
