@@ -1,0 +1,1 @@
+"""What inference leaves: OME-Zarr images with pyramids, a table of objects, meshes."""
