@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 COUNT = """
-import ctypes, threading
+import ctypes, sys, threading
+sys.modules["polars"] = None  # MLflow, which MONAI imports, imports it, and it starts threads
 {first}
 started = threading.Barrier(7)
 threads = [threading.Thread(target=started.wait) for _ in range(6)]

@@ -17,13 +17,16 @@ from typing import Any
 
 from tests.bundle import tiny
 
+# MLflow, which MONAI imports where it is installed, imports polars, which starts threads
+SERVE = "import sys; sys.modules['polars'] = None; from tests.zygote import serve; serve()"
+
 
 class Zygote:
     """Forks a run of the tiny training whenever it is asked to."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"],
+            [sys.executable, "-c", SERVE],
             cwd=tiny.ROOT,
             env=tiny.environment() | {"PYTHONPATH": f"{tiny.ROOT}:{tiny.BUNDLE}"},
             stdin=subprocess.PIPE,
@@ -94,7 +97,8 @@ def _child(folder: str, changes: dict[str, Any]) -> int:
     return 0
 
 
-def _serve() -> None:
+def serve() -> None:
+    """In a process of its own: fork as asked for on standard input."""
     import_all()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     # jemalloc, which pandas' Arrow brings, knows how to be forked
@@ -117,7 +121,3 @@ def import_all() -> None:
     text = (tiny.CONFIGS / "train.json").read_text()
     for module in sorted(set(re.findall(r'"_target_": "(custom\.[\w.]+)\.\w+"', text))):
         import_module(module)
-
-
-if __name__ == "__main__":
-    _serve()
