@@ -73,15 +73,28 @@ def disk_fault(error: BaseException) -> str | None:
     Returns:
         Such as "cannot be written (No space left on device): make room"; None for other errors.
     """
-    if isinstance(error, OSError):
-        code = error.errno
-    else:
-        found = _TENSORSTORE_CODE.search(str(error)) if isinstance(error, ValueError) else None
-        code = int(found[1]) if found else None
-    if code not in (*NO_ROOM, *NO_WRITING):
+    code = _code_of(error)
+    if code is None or code not in (*NO_ROOM, *NO_WRITING):
         return None
     way_out = "make room" if code in NO_ROOM else "allow writing there"
     return f"cannot be written ({os.strerror(code)}): {way_out}"
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that a disk is full.
+
+    Args:
+        error: of Python, of TensorStore, or of SQLite.
+    """
+    return _code_of(error) in NO_ROOM or getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
+
+
+def _code_of(error: BaseException) -> int | None:
+    """The system's number for an error."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _TENSORSTORE_CODE.search(str(error)) if isinstance(error, ValueError) else None
+    return int(found[1]) if found else None
 
 
 def file_of(error: BaseException) -> str:

@@ -2,172 +2,157 @@
 
 import json
 import logging
+import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import daisy
-import volara.logging
-
-from custom.blockwise.tracked import FAILED, Tracked, describe
+from custom.blockwise.freshness import begin_anew_where_changed
+from custom.blockwise.in_process import process_here
+from custom.blockwise.master import TASKS_FILE
+from custom.blockwise.outcomes import Outcome, refuse_failures, run_in_order
+from custom.blockwise.presence import present, wait_until_alone
+from custom.blockwise.records import EndOfRunError, forget_running
+from custom.blockwise.tracked import Tracked, describe
 from custom.blockwise.workers import worker_paths
 from custom.errors import InputError
 from custom.files import write_atomically
+from custom.folder_lock import sole_writer
+from custom.interruption import SIGNALS, STOPPED
 
 logger = logging.getLogger(__name__)
 
-IDENTITY = "identity.json"
-TASKS_FILE, RESULT_FILE = "tasks.json", "result.json"
+CHAIN_FILE = "chain.json"  # the tasks of a run, for those who watch it
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a task's blocks.
-
-    Args:
-        name: of the task.
-        total: number of its blocks.
-        done: those that are done, earlier ones included.
-        failed: those that failed on every try.
-        left: those that wait for failed ones.
-    """
-
-    name: str
-    total: int
-    done: int
-    failed: int
-    left: int
-
-
-def run_tasks(tasks: Sequence[Tracked], state_dir: Path, workers: int | None = None) -> None:
+def run_tasks(
+    tasks: Sequence[Tracked],
+    state_dir: Path,
+    workers: int | None = None,
+    key: str = "output_dir",
+) -> None:
     """Run tasks, each after the one before it; blocks that are done are not processed again.
 
     Args:
         tasks: every one reads what those before it wrote.
         state_dir: folder of the run's state.
-        workers: None: all in this process, a block after the other; else a server process and
-            that many workers for each task, which ``worker_config`` of the tasks starts.
+        workers: None: all in this process, ``threads`` blocks of a task at a time; else a server
+            process and that many workers for a task, which ``worker_config`` of the tasks starts.
+        key: the configuration's, that names the folder in which ``state_dir`` lies.
 
     Raises:
-        InputError: blocks failed; with their number, the first one's box and error, and where the
-            records lie.
+        InputError: blocks failed, with their number, the first one's box and error, and where the
+            records lie; no block can be processed; another run is at work on ``state_dir``.
+        SystemExit: with status ``STOPPED``: a signal has asked it to stop.
     """
-    begin_anew_where_changed(tasks)
-    if workers is None:
-        outcomes = in_this_process(tasks, state_dir)
-    else:
-        outcomes = in_processes(tasks, state_dir, workers)
+    try:
+        with _interruptible(), sole_writer(state_dir, key):
+            wait_until_alone(state_dir)
+            with present(state_dir):
+                outcomes = _run(tasks, state_dir, workers)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nthe run on '{state_dir}' has stopped; the same command goes on with the blocks "
+            f"that are not done\n"
+        )
+        raise SystemExit(STOPPED) from None
     refuse_failures(outcomes, tasks)
 
 
-def begin_anew_where_changed(tasks: Sequence[Tracked]) -> None:
-    """Drop what was made with other settings, and all that was made from it.
+def _run(tasks: Sequence[Tracked], state_dir: Path, workers: int | None) -> list[Outcome]:
+    begin_anew_where_changed(tasks)
+    _describe_chain(tasks, state_dir)
+    unfinished = [task for task in tasks if task.count_done() < task.total_blocks]
+    for task in unfinished:
+        forget_running(task.meta_dir)
+        task.prepare()
+    if not unfinished:
+        logger.info("all blocks of '%s' are done already", state_dir)
+    if workers is None or not unfinished:
+        return in_this_process(tasks)
+    return in_processes(tasks, state_dir, workers)
+
+
+def _describe_chain(tasks: Sequence[Tracked], state_dir: Path) -> None:
+    chain = [
+        {"name": t.name, "blocks": t.total_blocks, "voxels": math.prod(t.write_roi.shape)}
+        for t in tasks
+    ]
+    write_atomically(state_dir / CHAIN_FILE, json.dumps(chain, indent=1).encode())
+
+
+def in_this_process(tasks: Sequence[Tracked]) -> list[Outcome]:
+    """Run tasks here, without other processes.
 
     Args:
-        tasks: in their order.
+        tasks: prepared, in their order.
     """
-    anew = False
-    for task in tasks:
-        path = task.meta_dir / IDENTITY
-        wanted = json.loads(json.dumps(task.identity))
-        before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else wanted
-        changed = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
-        if changed and not anew:
-            logger.warning(
-                "%s begins anew, and all after it; changed since the last run: %s",
-                task.name,
-                ", ".join(changed),
-            )
-        anew = anew or bool(changed)
-        if anew:
-            task.drop()
-        write_atomically(path, json.dumps(wanted, indent=1).encode())
-
-
-def in_this_process(tasks: Sequence[Tracked], state_dir: Path) -> list[Outcome]:
-    """Run tasks here, without other processes or threads.
-
-    Args:
-        tasks: in their order.
-        state_dir: folder of the run's state.
-    """
-    return _run(tasks, state_dir, daisy.SerialServer(), processes=False)
-
-
-def serve(tasks: Sequence[Tracked], state_dir: Path) -> list[Outcome]:
-    """Run tasks with worker processes; the process that calls is forked, and is their server.
-
-    Args:
-        tasks: in their order.
-        state_dir: folder of the run's state.
-    """
-    return _run(tasks, state_dir, daisy.Server(), processes=True)
+    return run_in_order(tasks, process_here)
 
 
 def in_processes(tasks: Sequence[Tracked], state_dir: Path, workers: int) -> list[Outcome]:
     """Run tasks with a server process of their own.
 
     Args:
-        tasks: in their order.
+        tasks: prepared, in their order.
         state_dir: folder of the run's state.
         workers: of each task.
 
     Raises:
-        InputError: the server failed.
+        InputError: the server gave up, or was killed.
+        KeyboardInterrupt: a signal has asked to stop, and the server and its workers have ended.
     """
     descriptions = [describe(task.model_copy(update={"num_workers": workers})) for task in tasks]
     write_atomically(state_dir / TASKS_FILE, json.dumps(descriptions, indent=1).encode())
-    command = [sys.executable, "-m", "custom.blockwise.master", str(state_dir)]
-    environment = {**os.environ, "PYTHONPATH": worker_paths()}
-    status = subprocess.run(command, env=environment, check=False).returncode
-    if status:
-        raise InputError(f"the server of the blocks ended with status {status}; see '{state_dir}'")
-    return [Outcome(**entry) for entry in json.loads((state_dir / RESULT_FILE).read_text())]
+    command = [sys.executable, "-m", "custom.blockwise.master", str(state_dir), str(os.getpid())]
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": worker_paths()},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is ours: it is for us to end workers in good order
+    ) as server:
+        try:
+            said, _ = server.communicate()
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()  # a second Ctrl-C ends us at once, and the server notices
+            raise
+    if server.returncode:
+        raise InputError(_end_of_server(server.returncode, state_dir))
+    answer = json.loads(said.splitlines()[-1])
+    if mistake := answer.get("mistake"):
+        raise EndOfRunError(mistake)
+    return [Outcome(**entry) for entry in answer["outcomes"]]
 
 
-def refuse_failures(outcomes: Sequence[Outcome], tasks: Sequence[Tracked]) -> None:
-    """Raise where blocks failed.
-
-    Args:
-        outcomes: of the tasks.
-        tasks: in the same order.
-
-    Raises:
-        InputError: with the first failure of the first such task.
-    """
-    for outcome, task in zip(outcomes, tasks, strict=True):
-        if outcome.failed:
-            folder = task.meta_dir / FAILED
-            first = json.loads(min(folder.iterdir()).read_text())
-            raise InputError(
-                f"{outcome.failed} of {outcome.total} blocks of '{task.name}' failed, the first at "
-                f"{first['offset']}, shape {first['shape']} (voxels, zyx): {first['error']}; what "
-                f"each said is in '{folder}', and the same command tries them again"
-            )
+def _end_of_server(status: int, state_dir: Path) -> str:
+    if status < 0:
+        how = f"was ended by signal {signal.Signals(-status).name}"
+    else:
+        how = f"ended with status {status}, and has said why above"
+    return f"the server of the blocks of '{state_dir}' {how}; the same command goes on from there"
 
 
-def _run(
-    tasks: Sequence[Tracked],
-    state_dir: Path,
-    server: daisy.SerialServer | daisy.Server,
-    processes: bool,
-) -> list[Outcome]:
-    """All tasks, each waiting for the one before it."""
-    volara.logging.set_log_basedir(state_dir)
-    with ExitStack() as open_tasks:
-        chain: list[daisy.Task] = []
-        for task in tasks:
-            made = task.task(upstream_tasks=chain[-1:] or None, multiprocessing=processes)
-            chain.append(open_tasks.enter_context(made))
-        states = server.run_blockwise(chain)
-    return [_outcome(task.name, states[task.name]) for task in tasks]
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C; outside the main thread, where Python cannot, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
-def _outcome(name: str, state: Any) -> Outcome:
-    kinds = ("total_block", "completed", "failed", "orphaned")
-    return Outcome(name, *(int(getattr(state, f"{kind}_count")) for kind in kinds))
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,50 +1,53 @@
 """What all blockwise tasks of this project share: where their state lies, threads, records."""
 
 import json
-import logging
+import math
 import os
-import socket
-import threading
-import time
-import traceback
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import daisy
+import zarr
 from daisy.block import BlockStatus
+from funlib.geometry import Coordinate
 from pydantic import Field
 from volara.blockwise import BlockwiseTask
 
-from custom.blockwise.workers import BlockWorker, LocalWorker
+from custom.blockwise.clients import process_served_blocks
+from custom.blockwise.lifelines import end_with_server
+from custom.blockwise.records import ProcessBlock, recorded
+from custom.blockwise.workers import BlockWorker, LocalWorker, log_here
 from custom.files import write_atomically
 
-logger = logging.getLogger(__name__)
-
-ProcessBlock = Callable[[daisy.Block], None]
-
 TASK_FILE = "task.json"  # in the state's folder of a task: what a worker process needs
-RUNNING, FAILED, TIMES = "running", "failed", "times"  # folders beside it
 
 
 class Tracked(BlockwiseTask, ABC):
     """A blockwise task that says what it does, and whose workers have threads instead of forks.
 
-    All lies in ``<state_dir>/<name>``: ``blocks_done.zarr`` (volara's), ``task.json``,
-    ``running/<block>.json``, ``failed/<block>.json`` and ``times/<host>-<pid>.jsonl``.
+    All lies in ``<state_dir>/<name>``: ``blocks_done.zarr`` (as volara's), ``identity.json``,
+    ``task.json``, ``running/<block>.json``, ``failed/<block>.json``, ``times/<host>-<pid>.jsonl``
+    and ``logs/worker_<n>.log``.
 
     World units of all tasks are voxels (voxel size 1, offset 0): funlib's are whole numbers, and
     those of a volume need not be.
+
+    A worker may be killed at any moment. So ``process_block_func`` gives a function that returns
+    when all that it wrote is on the disk, that may be called again for a block that it was killed
+    in, and by ``threads`` threads at a time for different ones; what comes after its ``yield`` may
+    never run. It raises ``EndOfRunError`` for what would befall all other blocks, too.
 
     Args:
         state_dir: folder of the run's state, the same for all tasks of a run.
         name: of the task, unique in the run.
         identity: what its output depends on beside the data that it reads: plain JSON. A run
             with another one starts the task anew, and all after it.
-        threads: blocks that one worker processes at a time.
+        threads: blocks that one worker, or this process, processes at a time.
         retries: how often a block that failed is tried again.
     """
 
@@ -64,55 +67,139 @@ class Tracked(BlockwiseTask, ABC):
         """Folder of the task's state."""
         return self.state_dir / self.name
 
+    @property
+    def total_blocks(self) -> int:
+        """Number of its blocks."""
+        rounded = math.floor if self.fit == "valid" else math.ceil
+        sizes = zip(self.write_roi.shape, self.write_size, strict=True)
+        return math.prod(rounded(length / block) for length, block in sizes)
+
+    @property
+    def contexts(self) -> tuple[Coordinate, Coordinate]:
+        """What a block reads before and after what it writes."""
+        context = self.context_size
+        return (context, context) if isinstance(context, Coordinate) else context
+
+    def outputs_exist(self) -> bool:
+        """Whether what its done blocks have written is still there; else the task begins anew."""
+        return True
+
+    def prepare(self) -> None:
+        """Make what its workers write to, before any of them begins."""
+        self.init_block_array()  # type: ignore[no-untyped-call]  # of volara, as below
+        self.init()  # type: ignore[no-untyped-call]
+
     @contextmanager
     def task(
         self,
         upstream_tasks: daisy.Task | list[daisy.Task] | None = None,
         multiprocessing: bool = True,
     ) -> Iterator[daisy.Task]:
-        """The task as daisy's: with our retries; without processes, failures are recorded."""
-        with super().task(upstream_tasks, multiprocessing) as task:
-            task.max_retries = self.retries
-            if not multiprocessing:
-                task.process_function = recorded(task.process_function, self.meta_dir)
-            yield task
+        """The task as daisy's, once it is prepared.
+
+        Args:
+            upstream_tasks: whose blocks those of this task wait for.
+            multiprocessing: its function starts a worker; else it processes a block.
+        """
+        before = [upstream_tasks] if isinstance(upstream_tasks, daisy.Task) else upstream_tasks
+        if multiprocessing:
+            yield self._for_daisy(self.worker_func(), before)
+        else:
+            with self.process_block_func() as process:  # type: ignore[no-untyped-call]
+                yield self._for_daisy(self._whole(process), before)
+
+    def _for_daisy(
+        self, function: Callable[..., None], before: list[daisy.Task] | None
+    ) -> daisy.Task:
+        low, high = self.contexts
+        return daisy.Task(
+            self.task_name,
+            total_roi=self.write_roi.grow(low, high),
+            read_roi=self.block_write_roi.grow(low, high),
+            write_roi=self.block_write_roi,
+            process_function=function,
+            check_function=self.check_block_func(),
+            read_write_conflict=self.read_write_conflict,
+            fit=self.fit,
+            num_workers=self.num_workers,
+            max_retries=self.retries,
+            upstream_tasks=before,
+        )
+
+    def _whole(self, process: ProcessBlock) -> ProcessBlock:
+        """Process a block, mark it as done, and record what happened."""
+        mark_done = self.mark_block_done_func()
+
+        def process_and_mark(block: daisy.Block) -> None:
+            process(block)
+            mark_done(block)
+
+        return recorded(process_and_mark, self.meta_dir)
+
+    def check_block_func(self) -> Callable[[daisy.Block], bool]:
+        """Whether a block is done: one look for a file, where volara opens an array."""
+        marks = f"{self.block_ds}/c"
+
+        def is_done(block: daisy.Block) -> bool:
+            return os.path.exists("/".join([marks, *map(str, self._place(block))]))
+
+        return is_done
+
+    def mark_block_done_func(self) -> ProcessBlock:
+        """Mark a block as done, as volara does, in an array that is opened once."""
+        marks = zarr.open_array(self.block_ds, mode="r+")
+
+        def mark_done(block: daisy.Block) -> None:
+            if block.status != BlockStatus.FAILED:
+                marks[self._place(block)] = block.block_id[1] + 1
+                block.status = BlockStatus.SUCCESS
+
+        return mark_done
+
+    def _place(self, block: daisy.Block) -> tuple[int, ...]:
+        """Of a block among all."""
+        begin: Coordinate = block.write_roi.offset - self.write_roi.offset
+        return tuple(int(b // s) for b, s in zip(begin, self.write_size, strict=True))
+
+    def count_done(self) -> int:
+        """Number of its blocks that are done."""
+        return count_done(self.meta_dir)
 
     def worker_func(self) -> Callable[[], None]:
         """What starts a worker; it returns when the worker has ended."""
-        path = self.meta_dir / TASK_FILE
+        path, logs, server = self.meta_dir / TASK_FILE, self.meta_dir / "logs", os.getpid()
         write_atomically(path, json.dumps(describe(self), indent=1).encode())
         worker = self.worker_config or LocalWorker()
         assert isinstance(worker, BlockWorker)  # the type of volara's field is wider
 
         def run_worker() -> None:
+            end_with_server(server)
+            log_here(logs)
             worker.run(path)
 
         return run_worker
 
     def process_blocks(self) -> None:
         """As a worker: process blocks until there are no more, in ``threads`` threads."""
-        with self.process_block_func() as process_block:  # type: ignore[no-untyped-call]  # of volara
-            process = recorded(process_block, self.meta_dir)
-            others = [
-                threading.Thread(target=self._loop, args=(process,))
-                for _ in range(self.threads - 1)
-            ]
-            for thread in others:
-                thread.start()
-            self._loop(process)
-            for thread in others:
-                thread.join()
+        with self.process_block_func() as process:  # type: ignore[no-untyped-call]
+            whole = self._whole(process)
+            with ThreadPoolExecutor(self.threads) as threads:
+                running = [
+                    threads.submit(process_served_blocks, whole) for _ in range(self.threads)
+                ]
+            for thread in running:
+                thread.result()
 
-    def _loop(self, process: ProcessBlock) -> None:
-        """Process one block after the other."""
-        client = daisy.Client()
-        mark_done = self.mark_block_done_func()  # type: ignore[no-untyped-call]
-        while True:
-            with client.acquire_block() as block:
-                if block is None:
-                    return
-                process(block)
-                mark_done(block)
+
+def count_done(meta_dir: Path) -> int:
+    """Number of a task's blocks that are done.
+
+    Args:
+        meta_dir: of the task.
+    """
+    marks = meta_dir / "blocks_done.zarr" / "c"
+    walk = os.walk(marks)
+    return sum(name.isdecimal() for _, _, names in walk for name in names)
 
 
 def describe(task: Tracked) -> dict[str, Any]:
@@ -141,49 +228,3 @@ def _path_of(thing: object) -> str:
 def _class_at(path: str) -> Any:
     module, name = path.split(":")
     return getattr(import_module(module), name)
-
-
-def recorded(process: ProcessBlock, folder: Path) -> ProcessBlock:
-    """A function that notes which blocks run and how long they took, and why one failed.
-
-    A block that fails gets daisy's status for that; no exception leaves the function.
-
-    Args:
-        process: processes a block.
-        folder: of the task's state.
-    """
-
-    def with_records(block: daisy.Block) -> None:
-        number = block.block_id[1]
-        box = {"offset": list(block.write_roi.offset), "shape": list(block.write_roi.shape)}
-        begin, where = time.time(), f"{socket.gethostname()}-{os.getpid()}"
-        running, failed = (folder / kind / f"{number}.json" for kind in (RUNNING, FAILED))
-        write_atomically(running, json.dumps({**box, "since": begin, "worker": where}).encode())
-        try:
-            process(block)
-        except Exception as error:  # of any kind: the rest of the volume goes on
-            block.status = BlockStatus.FAILED
-            _record_failure(failed, box | {"worker": where}, error)
-        else:
-            if block.status != BlockStatus.FAILED:
-                failed.unlink(missing_ok=True)
-                took = {**box, "begin": begin, "end": time.time()}
-                _append(folder / TIMES / f"{where}.jsonl", took)
-        finally:
-            running.unlink(missing_ok=True)
-
-    return with_records
-
-
-def _record_failure(path: Path, box: dict[str, Any], error: Exception) -> None:
-    before = json.loads(path.read_text())["tries"] if path.exists() else 0
-    text = "".join(traceback.format_exception(error))
-    described = {"error": f"{type(error).__name__}: {error}", "traceback": text}
-    write_atomically(path, json.dumps({**box, **described, "tries": before + 1}, indent=1).encode())
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line to a file that only this process writes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,74 @@
+"""A worker as its server's client: the blocks that it is given."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import daisy
+from daisy.messages import ClientException
+from daisy.tcp.exceptions import NotConnected, StreamClosedError
+
+from custom.blockwise.records import ProcessBlock, told
+
+POLL_S = 0.5
+
+
+class WorkerError(RuntimeError):
+    """What a worker says to its server when it cannot work."""
+
+
+def process_served_blocks(process: ProcessBlock) -> None:
+    """Process the blocks that the server gives, until there are no more.
+
+    When the server ends amid a block, so does this process, at once: another server may be giving
+    the block to another worker.
+
+    Args:
+        process: processes a block, and marks it as done.
+    """
+    client, busy = daisy.Client(), threading.Event()
+    with _ending_with_server(client, busy):
+        while True:
+            try:
+                with client.acquire_block() as block:
+                    if block is None:
+                        return
+                    busy.set()
+                    try:
+                        process(block)
+                    finally:
+                        busy.clear()
+            except (NotConnected, StreamClosedError):  # the server has ended between two blocks
+                return
+
+
+def tell_failure(error: Exception) -> None:
+    """Tell the server why this worker cannot work; where it cannot be reached, nobody.
+
+    Args:
+        error: what has happened.
+    """
+    try:
+        client = daisy.Client()
+        client.tcp_client.send_message(ClientException(WorkerError(told(error)), client.context))
+        client.tcp_client.disconnect()
+    except (KeyError, OSError, NotConnected, StreamClosedError):
+        return
+
+
+@contextmanager
+def _ending_with_server(client: daisy.Client, busy: threading.Event) -> Iterator[None]:
+    """End the process when the connection breaks while there is a block."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_S):
+            if busy.is_set() and not client.tcp_client.connected():
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
