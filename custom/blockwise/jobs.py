@@ -19,7 +19,7 @@ from pydantic import Field
 
 from custom.blockwise.job_board import JobBoard, JobState
 from custom.blockwise.scheduler import Answer, call
-from custom.blockwise.workers import BlockWorker, worker_paths
+from custom.blockwise.workers import THREADS, BlockWorker, worker_paths
 from custom.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class ClusterWorker(BlockWorker):
         variables = {
             context.ENV_VARIABLE: context.to_env(),
             "PYTHONPATH": worker_paths(),
-            "OMP_NUM_THREADS": self.num_cpus,
+            **dict.fromkeys(THREADS, self.num_cpus),
         }
         said = [f"{name}={value}" for name, value in variables.items()]
         return shlex.join(["exec", "env", *said, *job_command(task_file)])

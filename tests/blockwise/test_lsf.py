@@ -5,7 +5,7 @@ import pytest
 
 from custom.blockwise.lsf import LsfWorker
 from custom.blockwise.scheduler import Answer, call
-from custom.blockwise.workers import worker_paths
+from custom.blockwise.workers import THREADS, worker_paths
 from tests.blockwise.schedulers.commands import PORT, install, runs, task_file, worker
 
 
@@ -35,7 +35,8 @@ def test_what_is_submitted_is_what_ibm_documents(
         *("-P", "connectome", "-o", f"{logs}_%J.out", "-e", f"{logs}_%J.err", "-m", "h01 h02"),
     ]
     context = f"logdir=None:hostname=login1:port={PORT}:task_id=t:worker_id=5"
-    variables = [f"DAISY_CONTEXT={context}", f"PYTHONPATH={worker_paths()}", "OMP_NUM_THREADS=4"]
+    variables = [f"DAISY_CONTEXT={context}", f"PYTHONPATH={worker_paths()}"]
+    variables += [f"{name}=4" for name in THREADS]
     assert shlex.split(call[-1]) == ["exec", "env", *variables, "true"]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from custom.blockwise.scheduler import Answer, call
 from custom.blockwise.slurm import SlurmWorker
-from custom.blockwise.workers import worker_paths
+from custom.blockwise.workers import THREADS, worker_paths
 from tests.blockwise.schedulers.commands import PORT, install, runs, task_file, worker
 
 
@@ -36,7 +36,8 @@ def test_what_is_submitted_is_what_the_manual_page_documents(
         *(f"--error={logs}_%j.err", "--qos=long"),
     ]
     context = f"logdir=None:hostname=login1:port={PORT}:task_id=t:worker_id=5"
-    variables = [f"DAISY_CONTEXT={context}", f"PYTHONPATH={worker_paths()}", "OMP_NUM_THREADS=8"]
+    variables = [f"DAISY_CONTEXT={context}", f"PYTHONPATH={worker_paths()}"]
+    variables += [f"{name}=8" for name in THREADS]
     line = submitted[-1].removeprefix("--wrap=")
     assert shlex.split(line) == ["exec", "env", *variables, "true"]
     assert (path.parent / "logs" / "worker_5_1.out").exists()
