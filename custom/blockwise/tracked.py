@@ -209,7 +209,8 @@ def describe(task: Tracked) -> dict[str, Any]:
     return {
         "class": _path_of(task),
         "settings": settings,
-        "worker": worker and {"class": _path_of(worker), "settings": worker.model_dump()},
+        "worker": worker
+        and {"class": _path_of(worker), "settings": worker.model_dump(mode="json")},
     }
 
 
