@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from custom.errors import InputError
-from custom.features.triplane import PlaneGrid, crop, entries_for, placed_at, take
+from custom.features.triplane import GridPart, PlaneGrid, entries_for, placed_at, take
 from custom.json_fields import per_axis
 from custom.live import FeatureVolume
 from custom.planes import NORMAL_AXIS, PLANES
@@ -64,12 +64,15 @@ class CoarseVolume:
         image: (1, d, h, w) raw.
         grids: tokens by plane.
         features: (C, d, h, w), of the dense layout; None with tokens or none.
+        first: voxel of ``image`` and ``features``, where they are a part of the volume that holds
+            what its windows need.
     """
 
     factor: Factor
     image: Tensor
-    grids: Mapping[str, PlaneGrid]
+    grids: Mapping[str, GridPart]
     features: Tensor | None = None
+    first: tuple[int, ...] = (0, 0, 0)
 
     def around(self, offset: Sequence[int], shape: Sequence[int]) -> Sample:
         """Context of a crop.
@@ -84,21 +87,32 @@ class CoarseVolume:
             ``context_placement_<plane>``, these in voxels of the context; or ``context_features``.
             All are the caller's own.
         """
-        first = [
-            (2 * o + s - f * s + f) // (2 * f)
-            for o, s, f in zip(offset, shape, self.factor, strict=True)
-        ]
+        first = first_around(offset, shape, self.factor)
+        inside = [f - own for f, own in zip(first, self.first, strict=True)]
         start = [f * i - o for f, i, o in zip(self.factor, first, offset, strict=True)]
         part: Sample = {
-            "image": take(self.image, first, shape).clone(),
+            "image": take(self.image, inside, shape).clone(),
             "placement": torch.tensor([start, self.factor], dtype=torch.float32),
         }
         for plane, grid in self.grids.items():
-            found = crop(grid, first, shape)
+            found = grid.crop(first, shape)
             add_grid(part, plane, replace(found, values=found.values.clone()))
         if self.features is not None:
-            part["features"] = take(self.features, first, shape).clone()
+            part["features"] = take(self.features, inside, shape).clone()
         return named(part)
+
+
+def first_around(offset: Sequence[int], shape: Sequence[int], factor: Sequence[int]) -> list[int]:
+    """First coarse voxel of the context of a crop.
+
+    Args:
+        offset: corner of the crop, voxels of the volume.
+        shape: (D, H, W) of the crop and of its context.
+        factor: voxels per coarse voxel, zyx.
+    """
+    return [
+        (2 * o + s - f * s + f) // (2 * f) for o, s, f in zip(offset, shape, factor, strict=True)
+    ]
 
 
 def named(part: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -154,7 +168,7 @@ def coarsen(values: Tensor, factor: Sequence[int]) -> Tensor:
     return torch.cat(blocks)
 
 
-def coarse_grid(grid: PlaneGrid, factor: Factor, shape: Sequence[int]) -> PlaneGrid:
+def coarse_grid(grid: PlaneGrid, factor: Factor, shape: Sequence[int]) -> GridPart:
     """A volume's tokens of one plane, averaged over blocks of entries, placed in coarse voxels.
 
     Blocks are counted from the first entry that interpolation in the volume needs.
@@ -170,10 +184,10 @@ def coarse_grid(grid: PlaneGrid, factor: Factor, shape: Sequence[int]) -> PlaneG
     return _in_coarse_voxels(placed, factor)
 
 
-def _in_coarse_voxels(grid: PlaneGrid, factor: Factor) -> PlaneGrid:
+def _in_coarse_voxels(grid: PlaneGrid, factor: Factor) -> GridPart:
     """Of averaged entries: an entry is ``factor`` times larger, and so is a voxel."""
     z, y, x = (start / f for start, f in zip(grid.start, factor, strict=True))
-    return PlaneGrid(grid.values, (z, y, x), grid.step)
+    return GridPart(grid.values, (z, y, x), grid.step)
 
 
 class VolumeContext:
@@ -251,7 +265,7 @@ class VolumeContext:
         parts = [coarsen(read(slab), self.factor) for slab in self._slabs(axis)]
         return torch.cat(parts, dim=1 + axis)
 
-    def _grid(self, plane: str) -> PlaneGrid:
+    def _grid(self, plane: str) -> GridPart:
         volume, axis = self.volume, NORMAL_AXIS[plane]
         if volume.spec.slice_step_of(plane) > 1:  # slices and slabs do not meet, but they are few
             whole = volume.plane_grid(plane, Roi((0, 0, 0), volume.shape))

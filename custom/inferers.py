@@ -1,6 +1,7 @@
 """How a batch reaches the network: with its tokens, in windows, in half precision."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from custom.channels import LSD_CHANNELS_3D, ChannelLayout
 from custom.checkpoints import first_mismatch
-from custom.context import CONTEXT, CoarseVolume, coarse_volume, context_factor_of
+from custom.context import CONTEXT, CoarseVolume, Factor, coarse_volume, context_factor_of
 from custom.errors import InputError
 from custom.features.triplane import PlaneGrid, crop
 from custom.json_fields import flag, whole_numbers
 from custom.mirroring import SPATIAL_AXES, Mirroring
 from custom.planes import PLANES
 from custom.precision import Precision
+from custom.samples import Sample, add_grid
+
+PredictWindows = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
 class PrepareTokenBatch(PrepareBatch):
@@ -180,27 +184,16 @@ class TokenSlidingWindowInferer(Inferer):
         """
         if inputs.shape[0] != 1:
             raise ValueError(f"one volume at a time, got a batch of {inputs.shape[0]}")
-        grids, features = _grids(kwargs), kwargs.get("features")
-        coarse = coarse_volume(inputs, kwargs, self.context_factor) if self.context_factor else None
+        volume = _whole_volume(inputs, kwargs, self.context_factor)
+        predict_windows = self.predictor(network, *args)
 
         def predict(windows: Tensor, places: Sequence[Sequence[slice]]) -> Tensor:
-            tokens = _tokens_at(grids, places, windows.shape[2:], windows.device)
-            if features is not None:
-                tokens["features"] = _features_at(features, places, windows.device)
-            if coarse is not None:
-                tokens |= _contexts_at(coarse, places, windows)
-            if self.mirroring:
-                return self.mirroring(probabilities, windows, tokens)
-            return probabilities(windows, tokens)
+            corners = [[s.start for s in place[-3:]] for place in places]
+            parts = [volume.around(corner, windows.shape[2:]) for corner in corners]
+            return predict_windows(windows, stacked(parts, windows.device))
 
-        def probabilities(windows: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-            with self.precision.autocast(windows.device):
-                logits = network(windows, *args, **tokens).float()
-            return as_probabilities(logits, self.layout)
-
-        roi_size = [min(r, s) for r, s in zip(self.roi_size, inputs.shape[2:], strict=True)]
         inferer = SlidingWindowInferer(
-            roi_size,
+            self.window_in(inputs.shape[2:]),
             self.sw_batch_size,
             self.overlap,
             mode="gaussian",
@@ -211,6 +204,30 @@ class TokenSlidingWindowInferer(Inferer):
             result = inferer(inputs, predict)
         assert isinstance(result, Tensor)  # a dictionary only if the network returns one
         return result
+
+    def window_in(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """(D, H, W) of the windows in a volume of ``shape``."""
+        z, y, x = (min(r, s) for r, s in zip(self.roi_size, shape, strict=True))
+        return z, y, x
+
+    def predictor(self, network: Callable[..., Tensor], *args: Any) -> PredictWindows:
+        """What makes probabilities (B, C, D, H, W) float32 of windows and their other inputs.
+
+        Args:
+            network: gives logits.
+            *args: of the network, after the windows.
+        """
+
+        def probabilities(windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+            with self.precision.autocast(windows.device):
+                logits = network(windows, *args, **inputs).float()
+            return as_probabilities(logits, self.layout)
+
+        def mirrored(windows: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+            assert self.mirroring is not None
+            return self.mirroring(probabilities, windows, inputs)
+
+        return mirrored if self.mirroring else probabilities
 
 
 def as_probabilities(logits: Tensor, layout: ChannelLayout | None) -> Tensor:
@@ -224,40 +241,44 @@ def as_probabilities(logits: Tensor, layout: ChannelLayout | None) -> Tensor:
     return logits.softmax(dim=1) if of_classes else logits.sigmoid()
 
 
-def _grids(tokens: Mapping[str, Tensor]) -> dict[str, PlaneGrid]:
-    """Plane grids of a batch of one volume."""
-    return {
-        plane: PlaneGrid.placed(tokens[f"tokens_{plane}"][0], tokens[f"placement_{plane}"][0])
+@dataclass(frozen=True)
+class WholeVolume:
+    """What the windows of a volume in memory are given beside raw.
+
+    Args:
+        grids: tokens by plane.
+        features: (C, D, H, W), of the dense layout; None with tokens or none.
+        coarse: the volume as contexts see it; None without.
+    """
+
+    grids: Mapping[str, PlaneGrid]
+    features: Tensor | None
+    coarse: CoarseVolume | None
+
+    def around(self, offset: Sequence[int], shape: Sequence[int]) -> Sample:
+        """Inputs of the window of ``shape`` at ``offset``, by the network's argument names."""
+        part: Sample = {}
+        for plane, grid in self.grids.items():
+            add_grid(part, plane, crop(grid, offset, shape))
+        if self.features is not None:
+            box = (slice(o, o + s) for o, s in zip(offset, shape, strict=True))
+            part["features"] = self.features[(slice(None), *box)]
+        return part if self.coarse is None else part | self.coarse.around(offset, shape)
+
+
+def _whole_volume(
+    image: Tensor, inputs: Mapping[str, Tensor], factor: Factor | None
+) -> WholeVolume:
+    """Of a batch of one volume."""
+    grids = {
+        plane: PlaneGrid.placed(inputs[f"tokens_{plane}"][0], inputs[f"placement_{plane}"][0])
         for plane in PLANES
-        if f"tokens_{plane}" in tokens
+        if f"tokens_{plane}" in inputs
     }
+    features = inputs["features"][0] if "features" in inputs else None
+    return WholeVolume(grids, features, coarse_volume(image, inputs, factor) if factor else None)
 
 
-def _tokens_at(
-    grids: Mapping[str, PlaneGrid],
-    places: Sequence[Sequence[slice]],
-    shape: Sequence[int],
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Tokens of a batch of windows, by the network's argument names."""
-    tokens: dict[str, Tensor] = {}
-    for plane, grid in grids.items():
-        parts = [crop(grid, [s.start for s in place[-3:]], shape) for place in places]
-        tokens[f"tokens_{plane}"] = torch.stack([p.values for p in parts]).to(device)
-        tokens[f"placement_{plane}"] = torch.stack([p.placement for p in parts]).to(device)
-    return tokens
-
-
-def _features_at(
-    features: Tensor, places: Sequence[Sequence[slice]], device: torch.device
-) -> Tensor:
-    """Dense features (B, C, D, H, W) of a batch of windows of one volume."""
-    return torch.stack([features[0][(slice(None), *place[-3:])] for place in places]).to(device)
-
-
-def _contexts_at(
-    coarse: CoarseVolume, places: Sequence[Sequence[slice]], windows: Tensor
-) -> dict[str, Tensor]:
-    """Contexts of a batch of windows of one volume, by the network's argument names."""
-    parts = [coarse.around([s.start for s in p[-3:]], windows.shape[2:]) for p in places]
-    return {name: torch.stack([p[name] for p in parts]).to(windows.device) for name in parts[0]}
+def stacked(parts: Sequence[Sample], device: torch.device) -> dict[str, Tensor]:
+    """A batch of the inputs of windows."""
+    return {name: torch.stack([p[name] for p in parts]).to(device) for name in parts[0]}

@@ -32,7 +32,7 @@ from custom.features.pca import PcaBasis
 from custom.features.quantisation import restore
 from custom.features.settings import DEFAULTS
 from custom.features.spec import FeatureSpec
-from custom.features.stored_grids import read_grid
+from custom.features.stored_grids import read_entries, read_grid
 from custom.features.triplane import PlaneGrid
 from custom.planes import NORMAL_AXIS
 from custom.voxel_grid import Triple
@@ -143,6 +143,12 @@ class CachedVolume:
             return PlaneGrid(values, *placement)
         shape = self.metadata["arrays"][name]["shape"]
         return read_grid(partial(self._tokens, name), shape, plane, placement, roi)
+
+    def read_entries(self, plane: str, entries: Roi) -> Tensor:
+        """A box (C, d, h, w) of a plane's entries; beyond the grid its border repeats."""
+        name = token_array(plane)
+        shape = self.metadata["arrays"][name]["shape"]
+        return read_entries(partial(self._tokens, name), shape, plane, entries)
 
     def read_features(self, roi: Roi | None = None) -> Tensor:
         """Features of a box of a volume in the dense layout, or of the whole volume.

@@ -132,8 +132,31 @@ def crop(grid: PlaneGrid, offset: Sequence[int], shape: Sequence[int]) -> PlaneG
         offset: corner of the crop in the box, voxels, zyx.
         shape: size of the crop, voxels, zyx.
     """
-    first, count = entries_for(grid.start, grid.step, offset, shape)
-    return placed_at(take(grid.values, first, count), grid.start, grid.step, first, offset)
+    return GridPart(grid.values, grid.start, grid.step).crop(offset, shape)
+
+
+@dataclass(frozen=True)
+class GridPart:
+    """Some entries of a grid, which gives the same crops as the whole grid does.
+
+    Args:
+        values: (C, d, h, w), entries of the grid; where they are cut off, its border repeats.
+        start: corner of the whole grid's first entry, voxels, zyx.
+        step: size of an entry, voxels, zyx.
+        first: of ``values`` among the grid's entries, zyx.
+    """
+
+    values: Tensor
+    start: Triple
+    step: Triple
+    first: tuple[int, ...] = (0, 0, 0)
+
+    def crop(self, offset: Sequence[int], shape: Sequence[int]) -> PlaneGrid:
+        """As the function ``crop``; the part must hold what the box needs."""
+        first, count = entries_for(self.start, self.step, offset, shape)
+        inside = [f - own for f, own in zip(first, self.first, strict=True)]
+        values = take(self.values, inside, count)
+        return placed_at(values, self.start, self.step, first, offset)
 
 
 def flip(grid: PlaneGrid, axes: Sequence[int], shape: Sequence[int]) -> PlaneGrid:
