@@ -11,9 +11,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from custom.array_report import ArrayReport, placed
+from custom.comparison import comparable, segmentation_of
 from custom.config_values import parser_of
 from custom.datalist import entries_in, place_entry
-from custom.evaluation import comparable, segmentation_of
 from custom.inference_check import check_inference
 from custom.preprocessing import Preprocessor
 from custom.running import kind_of

@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
-from custom.datalist import OpenEntry, entries_in, open_entry
-from custom.datalist_entry import DatalistEntry
+from custom.comparison import Comparison, Cut, comparable, compared
+from custom.contingency import Table, contingency_of
+from custom.counting import Counting
+from custom.datalist import entries_in
 from custom.errors import InputError
 from custom.files import write_atomically
 from custom.metrics import (
-    UNKNOWN,
-    class_counts,
+    class_counts_of_pairs,
     class_scores,
-    instance_scores,
-    object_counts,
+    precisions_of_table,
+    scores_of_table,
 )
-from custom.outputs.images import SEGMENTATION
 from custom.pictures import (
     contact_sheet,
     grey_image,
@@ -37,12 +36,9 @@ from custom.pictures import (
     png_bytes,
 )
 from custom.planes import PLANES
-from custom.targets.classes import ClassSettings
-from custom.volumes import Volume, open_volume
+from custom.split_merge import merges, splits
 
 logger = logging.getLogger(__name__)
-
-ON_GRID = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,9 @@ class Scores:
         truth_objects: objects of the truth among the voxels compared.
         segments: segments among the voxels compared, 0 not counted.
         voxels: voxels compared.
+        ap: average precision, the mean over thresholds of IoU from 0.5 to 0.95, 0 to 1.
+        ap_50: at 0.5.
+        ap_75: at 0.75.
     """
 
     id: str
@@ -68,6 +67,9 @@ class Scores:
     truth_objects: int
     segments: int
     voxels: int
+    ap: float
+    ap_50: float
+    ap_75: float
 
     def row(self) -> dict[str, Any]:
         """What is written of it, by name."""
@@ -78,8 +80,8 @@ class Scores:
         return (
             f"{self.id}: VOI {self.voi:.3f} bits (split {self.voi_split:.3f}, merge "
             f"{self.voi_merge:.3f}), adapted Rand error {self.adapted_rand:.3f}, "
-            f"{_number(self.segments, 'segment')} for {_number(self.truth_objects, 'object')}, "
-            f"{_number(self.voxels, 'voxel')}"
+            f"AP {self.ap:.3f}, {_number(self.segments, 'segment')} for "
+            f"{_number(self.truth_objects, 'object')}, {_number(self.voxels, 'voxel')}"
         )
 
 
@@ -119,35 +121,13 @@ class ClassScores:
         )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Arrays of one entry on the same voxels, raw voxel grid.
-
-    Args:
-        raw: (D, H, W) grey values.
-        truth: (D, H, W) labels, 0 where there is no truth; class ids, ``UNKNOWN`` there.
-        segmentation: (D, H, W) labels or class ids.
-        voxel_size_nm: zyx.
-        written: the same voxels as a ROI of the arrays that inference wrote.
-        classes: names of the classes, the background's first; empty for objects.
-        per_section: every section has segments of its own.
-    """
-
-    raw: NDArray[np.number]
-    truth: NDArray[np.integer]
-    segmentation: NDArray[np.integer]
-    voxel_size_nm: tuple[float, float, float]
-    written: Roi
-    classes: Sequence[str] = ()
-    per_section: bool = False
-
-
 class SegmentationEvaluator:
     """Compares ``<output_dir>/<id>.zarr/labels/segmentation`` with the labels of every entry.
 
-    The comparison covers the voxels that the entry's ROI and the segmentation share. What the
-    segmentation holds, objects, objects of single sections or classes, is said by its attributes.
-    Writes ``scores.json``, ``scores.csv`` and one ``<id>.png`` per entry into ``eval_dir``.
+    The comparison covers the voxels that the entry's ROI and the segmentation share, and counts
+    them block by block. What the segmentation holds, objects, objects of single sections or
+    classes, is said by its attributes. Writes ``scores.json`` and ``scores.csv``, and per entry
+    ``<id>.png`` and, of objects, ``<id>_splits.csv`` and ``<id>_merges.csv`` into ``eval_dir``.
 
     Args:
         datalist: path of the datalist.
@@ -155,6 +135,7 @@ class SegmentationEvaluator:
         output_dir: folder that inference wrote to.
         eval_dir: folder for the scores, created if missing.
         on_start: called before the first file is written.
+        counting: how voxels are counted.
     """
 
     def __init__(
@@ -164,22 +145,25 @@ class SegmentationEvaluator:
         output_dir: str | os.PathLike[str],
         eval_dir: str | os.PathLike[str],
         on_start: Callable[[], object] | None = None,
+        counting: Counting | None = None,
     ) -> None:
         self.datalist = Path(datalist)
         self.section = section
         self.output_dir = Path(output_dir)
         self.eval_dir = Path(eval_dir)
         self.on_start = on_start
+        self.counting = Counting() if counting is None else counting
 
     def run(self) -> list[Scores | ClassScores]:
         """Score every entry of the section that has labels, write the files, return the scores.
 
         Raises:
             InputError: the section has no entries or none with labels, an entry has no truth in
-                its ROI, or its segmentation is missing or does not fit.
+                its ROI, or its segmentation is missing, unfinished or does not fit; blocks failed.
         """
         entries = entries_in(self.datalist, self.section)
         results: list[Scores | ClassScores] = []
+        details: dict[str, dict[str, Any]] = {"outputs": {}, "worst_splits": {}, "worst_merges": {}}
         chosen = comparable(entries)
         if bare := [entry.id for entry in entries if entry not in chosen]:
             logger.warning("without labels, so not scored: %s", ", ".join(bare))
@@ -187,187 +171,120 @@ class SegmentationEvaluator:
             comparison = compared(entry, self.output_dir)
             if self.on_start is not None and not results:
                 self.on_start()
-            results.append(scores(entry.id, comparison))
+            table = self.counting.table(comparison, self.datalist, self.section, self.eval_dir)
+            results.append(scores(comparison, table))
+            details["outputs"][entry.id] = comparison.provenance()
+            if not comparison.classes:
+                for name, worst in self._list(comparison, table).items():
+                    details[name][entry.id] = worst
             write_atomically(self.eval_dir / f"{entry.id}.png", png_bytes(picture(comparison)))
             logger.info("%s", results[-1].summary())
-        write_atomically(self.eval_dir / "scores.json", self._as_json(results))
+        write_atomically(self.eval_dir / "scores.json", self._as_json(results, details))
         write_atomically(self.eval_dir / "scores.csv", _as_csv(results))
         return results
 
-    def _as_json(self, results: Sequence[Scores | ClassScores]) -> bytes:
-        """Scores of every entry and where they come from."""
+    def _list(self, comparison: Comparison, table: Table) -> dict[str, Any]:
+        """Write the lists of splits and merges of an entry; the worst of both."""
+        metadata, id_ = comparison.segmentation.metadata, comparison.opened.entry.id
+        place = (metadata.voxel_size_nm, metadata.offset_nm)
+        worst = {}
+        for name, pieces in (("splits", splits(table)), ("merges", merges(table))):
+            write_atomically(self.eval_dir / f"{id_}_{name}.csv", pieces.as_csv(*place))
+            worst[f"worst_{name}"] = pieces.worst(*place)
+        return worst
+
+    def _as_json(
+        self, results: Sequence[Scores | ClassScores], details: Mapping[str, Any]
+    ) -> bytes:
+        """Scores of every entry, where they come from and what lowers them most."""
         content = {
             "datalist": str(self.datalist),
             "section": self.section,
             "output_dir": str(self.output_dir),
             "entries": [result.row() for result in results],
+            **details,
         }
         return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
-    """Entries with labels, if there are any."""
-    return [entry for entry in entries if entry.truth is not None] or entries
+def scores(comparison: Comparison, table: Table) -> Scores | ClassScores:
+    """Scores of one comparison.
 
-
-def scores(entry_id: str, comparison: Comparison) -> Scores | ClassScores:
-    """Scores of one comparison."""
-    truth, segmentation = comparison.truth, comparison.segmentation
+    Raises:
+        InputError: there is no truth, or labels that are no classes.
+    """
     if comparison.classes:
-        counts = class_counts(truth, segmentation, len(comparison.classes))
-        values = class_scores(counts, comparison.classes)
-        return ClassScores(entry_id, values, int(counts.truth.sum()))
-    counted = object_counts(truth, segmentation, comparison.per_section)
+        return _class_scores(comparison, table)
+    id_ = comparison.opened.entry.id
+    if not len(table.pairs):
+        raise InputError(
+            f"the labels of entry '{id_}' are all zero where the segmentation is, so there is "
+            "nothing to compare with; check 'labels', 'mask' and 'roi' in the datalist"
+        )
+    counted = contingency_of(table.pairs, comparison.per_section)
     return Scores(
-        id=entry_id,
-        **instance_scores(truth, segmentation, comparison.per_section),
-        truth_objects=counted.truth,
-        segments=counted.segmentation,
-        voxels=int(np.count_nonzero(truth)),
+        id=id_,
+        **scores_of_table(counted),
+        **precisions_of_table(counted),
+        truth_objects=counted.objects.truth,
+        segments=counted.objects.segmentation,
+        voxels=int(counted.counts.sum()),
     )
 
 
-def compared(entry: DatalistEntry, output_dir: Path) -> Comparison:
-    """Raw, truth and segmentation on the voxels that entry and segmentation share.
-
-    Raises:
-        InputError: no labels, no segmentation, another voxel size or grid, no overlap, no truth.
-    """
-    path = _path_of_segmentation(entry, output_dir)
-    opened = open_entry(entry)
-    segmentation, shift, roi = segmentation_of(opened, output_dir)
-    if roi != opened.roi:
-        logger.warning("%s: the segmentation covers %s of the ROI %s", entry.id, roi, opened.roi)
-    attributes = _attributes(path)
-    classes = attributes.get("classes")
-    written = roi - shift
-    return Comparison(
-        opened.read_raw(roi),
-        _class_truth(opened, roi, classes) if classes else _truth(opened, roi),
-        segmentation.read(written),
-        opened.voxel_size_nm,
-        written,
-        classes["names"] if classes else (),
-        per_section=attributes.get("dimensions") == 2,
-    )
-
-
-def segmentation_of(opened: OpenEntry, output_dir: Path) -> tuple[Volume, Coordinate, Roi]:
-    """An entry's segmentation, as far as its metadata.
-
-    Returns:
-        the segmentation; the raw voxel of its first one; the voxels that it shares with the entry's
-        ROI, in raw voxels.
-
-    Raises:
-        InputError: no labels, no segmentation, another voxel size or grid, no overlap.
-    """
-    entry = opened.entry
-    path = _path_of_segmentation(entry, output_dir)
-    segmentation = open_volume(str(path), field=f"segmentation of entry '{entry.id}'")
-    shift = _shift(entry, opened, segmentation)
-    roi = opened.roi.intersect(Roi(shift, segmentation.metadata.shape))
-    if roi.empty:
-        raise InputError(
-            f"the segmentation {path} covers none of the ROI of entry '{entry.id}'; "
-            "run inference on this entry again"
-        )
-    return segmentation, shift, roi
-
-
-def _path_of_segmentation(entry: DatalistEntry, output_dir: Path) -> Path:
-    """Where the segmentation of an entry that has labels lies; it must be there."""
-    if entry.truth is None:
-        raise InputError(
-            f"entry '{entry.id}' has no labels to compare with; "
-            "name them in the datalist's field 'labels' or 'classes', or leave the entry out"
-        )
-    path = output_dir / f"{entry.id}.zarr" / SEGMENTATION
-    if not path.exists():
-        raise InputError(
-            f"there is no segmentation of entry '{entry.id}' at {path}; run inference first"
-        )
-    return path
-
-
-def _truth(opened: OpenEntry, roi: Roi) -> NDArray[np.integer]:
-    """Labels of a box, 0 where there is no truth."""
-    labels, annotated = opened.read_labels(roi)
-    truth = np.where(annotated, labels, 0)
-    if not truth.any():
-        raise InputError(
-            f"the labels of entry '{opened.entry.id}' are all zero where the segmentation is, "
-            "so there is nothing to compare with; check 'labels', 'mask' and 'roi' in the datalist"
-        )
-    return truth
-
-
-def _class_truth(opened: OpenEntry, roi: Roi, classes: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Class ids of a box, ``UNKNOWN`` where there is no truth; labels mean what they did before."""
-    names, id_ = classes["names"], opened.entry.id
-    settings = ClassSettings(
-        len(names), classes.get("ignore_label"), classes.get("class_of_labels", "ids")
-    )
-    labels, annotated = opened.read_labels(roi)
-    ids, index = np.unique(labels, return_inverse=True)
-    table = settings.table(ids, f"labels of entry '{id_}'")
-    truth = np.where(annotated, table[index.reshape(labels.shape)], UNKNOWN)
+def _class_scores(comparison: Comparison, table: Table) -> ClassScores:
+    id_, names = comparison.opened.entry.id, comparison.classes
+    _, labels, found = table.pairs.keys.T
+    truth = comparison.classes_of(labels)
     if not (truth > 0).any():
         raise InputError(
             f"the labels of entry '{id_}' hold none of the classes {', '.join(names[1:])} where "
             "the segmentation is, so there is nothing to compare with; check 'labels', 'mask' and "
             "'roi' in the datalist"
         )
-    return truth
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    """What inference wrote beside a segmentation; nothing for one of another tool."""
-    attributes = path / "s0" / ".zattrs"
-    found: dict[str, Any] = json.loads(attributes.read_text()) if attributes.exists() else {}
-    return found
-
-
-def _shift(entry: DatalistEntry, opened: OpenEntry, segmentation: Volume) -> Coordinate:
-    """Raw voxel index of the segmentation's first voxel, from physical positions."""
-    raw, found = opened.raw.metadata, segmentation.metadata
-    size = np.asarray(opened.voxel_size_nm)
-    if not np.allclose(found.voxel_size_nm, size, rtol=1e-4):
-        raise InputError(
-            f"the segmentation of entry '{entry.id}' has voxels of {found.voxel_size_nm} nm and "
-            f"the raw volume of {tuple(opened.voxel_size_nm)} nm; run inference again"
-        )
-    exact = (np.asarray(found.offset_nm) - np.asarray(raw.offset_nm)) / size
-    shift = np.rint(exact)
-    if np.abs(exact - shift).max() > ON_GRID:
-        raise InputError(
-            f"the segmentation of entry '{entry.id}' lies {exact.round(3).tolist()} voxels from "
-            "the raw volume, which are not whole numbers; run inference again"
-        )
-    return Coordinate(int(step) for step in shift)
+    counts = class_counts_of_pairs(truth, found, table.pairs.counts, len(names))
+    return ClassScores(id_, class_scores(counts, names), int(counts.truth.sum()))
 
 
 def picture(comparison: Comparison) -> NDArray[np.uint8]:
     """Middle slices of raw, truth and segmentation in three planes, as one RGB image."""
     size = comparison.voxel_size_nm
-    low, high = np.percentile(comparison.raw, (0.5, 99.5))
-    layers = {"truth": comparison.truth, "segmentation": matched(comparison)}
-    columns: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in ("raw", *layers)}
-    for plane in PLANES:
-        grey = grey_image(plane_slice(comparison.raw, plane, size), float(low), float(high))
+    cuts = [comparison.middle(plane) for plane in PLANES]
+    low, high = grey_range(cuts)
+    columns: dict[str, list[NDArray[np.uint8]]] = {"raw": [], "truth": [], "segmentation": []}
+    for plane, cut, segments in zip(PLANES, cuts, matched(comparison, cuts), strict=True):
+        grey = grey_image(plane_slice(cut.raw, plane, size), low, high)
         columns["raw"].append(grey)
-        for name, labels in layers.items():
+        for name, labels in (("truth", cut.truth), ("segmentation", segments)):
             columns[name].append(overlay(paint(plane_slice(labels, plane, size)), grey))
     return contact_sheet(columns, PLANES)
 
 
-def matched(comparison: Comparison) -> NDArray[np.integer]:
-    """The segmentation with the truth's ids where they agree; classes have them anyway."""
-    truth, segmentation = comparison.truth, comparison.segmentation
+def grey_range(cuts: Sequence[Cut]) -> tuple[float, float]:
+    """Grey values of raw that are shown black and white."""
+    values = np.concatenate([cut.raw.ravel() for cut in cuts])
+    low, high = np.percentile(values, (0.5, 99.5))
+    return float(low), float(high)
+
+
+def matched(comparison: Comparison, cuts: Sequence[Cut]) -> list[NDArray[np.integer]]:
+    """Segmentations with the truth's ids where they agree; classes have them anyway.
+
+    Args:
+        comparison: that the sections are of.
+        cuts: sections that are shown together, so that a segment has one colour in all.
+    """
     if comparison.classes:
-        return segmentation
-    match = matched_by_section if comparison.per_section else matched_to_truth
-    return match(truth, segmentation)
+        return [cut.segmentation for cut in cuts]
+    if comparison.per_section:
+        return [matched_by_section(cut.truth, cut.segmentation) for cut in cuts]
+    truth, segments = (
+        np.concatenate([getattr(cut, name).ravel() for cut in cuts])
+        for name in ("truth", "segmentation")
+    )
+    ends = np.cumsum([cut.truth.size for cut in cuts])[:-1]
+    found = np.split(matched_to_truth(truth, segments), ends)
+    return [part.reshape(cut.truth.shape) for part, cut in zip(found, cuts, strict=True)]
 
 
 def _as_csv(results: Sequence[Scores | ClassScores]) -> bytes:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SCORES = ("voi_split", "voi_merge", "voi", "adapted_rand")
+PRECISIONS = ("ap", "ap_50", "ap_75")
 
 SLAB_VOXELS = 1 << 20  # that are compared at once
 
@@ -25,11 +26,13 @@ class Contingency:
         counts: (N,) voxels of each overlapping pair.
         truth: (N,) index of the pair's true object, 0 to T - 1.
         segment: (N,) index of the pair's segment, 0 to S - 1.
+        assigned: (N,) False where that segment is 0, "unassigned".
     """
 
     counts: NDArray[np.int64]
     truth: NDArray[np.int64]
     segment: NDArray[np.int64]
+    assigned: NDArray[np.bool_]
 
     @property
     def truth_sizes(self) -> NDArray[np.int64]:
@@ -40,6 +43,11 @@ class Contingency:
     def segment_sizes(self) -> NDArray[np.int64]:
         """(S,) voxels of each segment, only where the truth is known."""
         return _sums(self.segment, self.counts)
+
+    @property
+    def objects(self) -> "ObjectCounts":
+        """True objects, and segments without that of what is unassigned."""
+        return ObjectCounts(self.truth_sizes.size, np.unique(self.segment[self.assigned]).size)
 
 
 def contingency(
@@ -72,10 +80,30 @@ def contingency(
     of_slab = np.repeat(np.arange(len(slabs)), [counts.size for _, _, counts in slabs])
     true, found, counts = (np.concatenate(column) for column in zip(*slabs, strict=True))
     sections = of_slab if per_section else None
-    true_index, _ = _numbered(true, sections)
-    found_index, segments = _numbered(found, sections)
-    pairs, index = np.unique(true_index * max(1, segments) + found_index, return_inverse=True)
-    return Contingency(_sums(index, counts), *np.divmod(pairs, max(1, segments)))
+    return contingency_of_pairs(true, found, counts, sections)
+
+
+def contingency_of_pairs(
+    truth: NDArray[np.integer],
+    segment: NDArray[np.integer],
+    counts: NDArray[np.int64],
+    sections: NDArray[np.integer] | None = None,
+) -> Contingency:
+    """Overlap from counts of pairs of ids, in which a pair may stand several times.
+
+    Args:
+        truth: (M,) ids of true objects.
+        segment: (M,) ids of segments; 0 is "unassigned".
+        counts: (M,) voxels that both have.
+        sections: (M,) where what one id has in two sections counts as two objects, or segments.
+    """
+    true_index, _ = _numbered(truth, sections)
+    found_index, segments = _numbered(segment, sections)
+    pairs, first, index = np.unique(
+        true_index * max(1, segments) + found_index, return_index=True, return_inverse=True
+    )
+    own, found = np.divmod(pairs, max(1, segments))
+    return Contingency(_sums(index, counts), own, found, segment[first] != 0)
 
 
 def _slabs(
@@ -102,7 +130,7 @@ def _overlaps(
 
 
 def _numbered(
-    ids: NDArray[np.integer], sections: NDArray[np.int64] | None
+    ids: NDArray[np.integer], sections: NDArray[np.integer] | None
 ) -> tuple[NDArray[np.int64], int]:
     """Ids, or pairs of id and section, as numbers from 0 on without gaps, and how many."""
     found, index = np.unique(ids, return_inverse=True)
@@ -162,6 +190,49 @@ def adapted_rand_error(truth: NDArray[np.integer], segmentation: NDArray[np.inte
     return _pair_error(contingency(truth, segmentation))
 
 
+def average_precisions(
+    truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
+) -> dict[str, float]:
+    """Average precision of matched objects; 0 in the truth is ignored.
+
+    An object and a segment match at a threshold ``t`` of at least 0.5 when their intersection over
+    union is above ``t``, so that each has one partner at most. With ``TP`` matches, ``FP`` segments
+    and ``FN`` objects without one, the precision is ``TP / (TP + FP + FN)``. A segment's size is
+    that where the truth is known; a segmentation's 0 is no segment. Without objects it is 1.
+
+    Args:
+        truth: labels of any shape and integer dtype; 0 is unknown and ignored.
+        segmentation: labels of the same shape.
+        per_section: as in ``contingency``.
+
+    Returns:
+        ``ap_50`` and ``ap_75``, at 0.5 and 0.75, and ``ap``, the mean over 0.5, 0.55, ..., 0.95;
+        0 to 1.
+
+    Raises:
+        ValueError: the shapes differ.
+        TypeError: an array does not hold integers.
+
+    Source:
+        Caicedo et al. 2019, Nature Methods 16; Schmidt et al. 2018, MICCAI (StarDist).
+    """
+    return precisions_of_table(contingency(truth, segmentation, per_section))
+
+
+def precisions_of_table(table: Contingency) -> dict[str, float]:
+    """All of ``PRECISIONS`` by name: see ``average_precisions``."""
+    truth, segments = table.truth_sizes[table.truth], table.segment_sizes[table.segment]
+    union = (truth + segments - table.counts)[table.assigned]
+    shared, objects = table.counts[table.assigned], table.objects
+    precision = {}
+    for percent in range(50, 100, 5):
+        matches = int(np.count_nonzero(100 * shared > percent * union))
+        together = objects.truth + objects.segmentation - matches
+        precision[percent] = matches / together if together else 1.0
+    mean = sum(precision.values()) / len(precision)
+    return dict(zip(PRECISIONS, (mean, precision[50], precision[75]), strict=True))
+
+
 @dataclass(frozen=True)
 class ObjectCounts:
     """How many objects the truth has and how many segments lie on them."""
@@ -184,10 +255,7 @@ def object_counts(
         ValueError: the shapes differ.
         TypeError: an array does not hold integers.
     """
-    objects = contingency(truth, segmentation, per_section).truth_sizes.size
-    assigned = np.where(segmentation == 0, 0, truth)
-    segments = contingency(assigned, segmentation, per_section).segment_sizes.size
-    return ObjectCounts(objects, segments)
+    return contingency(truth, segmentation, per_section).objects
 
 
 class InstanceSegmentationMetric(CumulativeIterationMetric):
@@ -235,7 +303,11 @@ def instance_scores(
     truth: NDArray[np.integer], segmentation: NDArray[np.integer], per_section: bool = False
 ) -> dict[str, float]:
     """All of ``SCORES`` by name, from one contingency table; ``per_section`` as there."""
-    table = contingency(truth, segmentation, per_section)
+    return scores_of_table(contingency(truth, segmentation, per_section))
+
+
+def scores_of_table(table: Contingency) -> dict[str, float]:
+    """All of ``SCORES`` by name."""
     split, merge = _split_and_merge(table)
     values = (split, merge, split + merge, _pair_error(table))
     return dict(zip(SCORES, values, strict=True))
@@ -301,15 +373,48 @@ def class_counts(
         )
     known = truth >= 0
     true, found = truth[known], prediction[known]
-    highest = max(true.max(initial=0), found.max(initial=0))
-    if highest >= num_classes:
-        raise ValueError(f"class ids must be below num_classes {num_classes}, got {highest}")
+    _refuse_no_classes(true, found, num_classes)
     return ClassCounts(
         *(
             np.bincount(ids.astype(np.int64), minlength=num_classes)
             for ids in (true, found, true[true == found])
         )
     )
+
+
+def class_counts_of_pairs(
+    truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    counts: NDArray[np.int64],
+    num_classes: int,
+) -> ClassCounts:
+    """As ``class_counts``, from counts of pairs of class ids.
+
+    Args:
+        truth: (M,) class ids, negative ones do not count.
+        prediction: (M,) class ids.
+        counts: (M,) voxels that have both.
+        num_classes: N.
+
+    Raises:
+        ValueError: an id is N or higher.
+    """
+    known = truth >= 0
+    true, found, counts = truth[known], prediction[known], counts[known]
+    _refuse_no_classes(true, found, num_classes)
+    sums = []
+    for ids, part in ((true, counts), (found, counts), (true, counts * (true == found))):
+        sums.append(np.zeros(num_classes, dtype=np.int64))
+        np.add.at(sums[-1], ids.astype(np.int64), part)
+    return ClassCounts(*sums)
+
+
+def _refuse_no_classes(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], num_classes: int
+) -> None:
+    highest = max(truth.max(initial=0), prediction.max(initial=0))
+    if highest >= num_classes:
+        raise ValueError(f"class ids must be below num_classes {num_classes}, got {highest}")
 
 
 def class_scores(counts: ClassCounts, names: Sequence[str]) -> dict[str, float]:

@@ -170,6 +170,9 @@ def test_json_and_csv_hold_the_scores_and_nothing_else_is_left(data: Path) -> No
         "scores.json",
         "scores.csv",
         "cube.png",
+        "cube_splits.csv",
+        "cube_merges.csv",
+        "cube.blocks",
     }
     content = json.loads((data / "eval" / "scores.json").read_text())
     assert content["section"] == "test"
@@ -249,6 +252,49 @@ def test_a_segmentation_over_unlabelled_voxels_alone_is_said(data: Path) -> None
 def test_a_missing_segmentation_says_to_run_inference(data: Path) -> None:
     with pytest.raises(InputError, match=r"no segmentation of entry 'cube'.*run inference first"):
         evaluate(data)
+
+
+@pytest.mark.parametrize(
+    ("marker", "refused"),
+    [
+        ({"complete": False}, True),
+        ({"complete": True, "model": {"id": "a"}}, False),
+        ("0.1", False),
+    ],
+)
+def test_an_unfinished_output_is_refused(data: Path, marker: Any, refused: bool) -> None:
+    write_segmentation(data, segmentation())
+    (data / "output" / "cube.zarr" / ".zattrs").write_text(json.dumps({"custom_inference": marker}))
+    if refused:
+        with pytest.raises(InputError, match="inference of entry 'cube' has not finished writing"):
+            evaluate(data)
+        assert not (data / "eval").exists()
+    else:
+        evaluate(data)
+        content = json.loads((data / "eval" / "scores.json").read_text())
+        expected = marker if isinstance(marker, dict) else {}
+        assert content["outputs"]["cube"]["inference"] == expected
+
+
+def test_scores_of_objects_say_what_lowers_them(data: Path) -> None:
+    write_segmentation(data, segmentation(), attributes={"segmentation": {"bias": -0.5}})
+    (scores,) = evaluate(data)
+    content = json.loads((data / "eval" / "scores.json").read_text())
+    assert content["outputs"]["cube"]["segmentation"] == {"bias": -0.5}
+    assert content["outputs"]["cube"]["path"].endswith("cube.zarr/labels/segmentation/s0")
+    for name, score in (("splits", scores.voi_split), ("merges", scores.voi_merge)):
+        with (data / "eval" / f"cube_{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        column = f"voi_{name.removesuffix('s')}"
+        assert sum(float(row[f"{column}_part"]) for row in rows) == pytest.approx(score)
+        worst = content[f"worst_{name}"]["cube"]
+        assert worst[0][column] == float(rows[0][column]) > 0
+    cut = content["worst_splits"]["cube"][0]
+    assert cut["truth_id"] in (5, 7), "of the brick that was cut, or of the one with the hole"
+    at = tuple(cut[axis] for axis in "zyx")
+    assert (truth()[at], segmentation()[at]) == (cut["truth_id"], cut["segment_id"])
+    place = [o + i * s for o, i, s in zip(RAW_OFFSET, at, VOXEL_SIZE, strict=True)]
+    assert [cut[f"{axis}_nm"] for axis in "zyx"] == pytest.approx(place)
 
 
 def test_an_empty_section_is_said(data: Path) -> None:
@@ -409,7 +455,7 @@ def test_labels_mean_at_evaluating_what_they_meant_in_training(data: Path) -> No
 
 @pytest.mark.parametrize(("number", "plural"), [(1, ""), (2, "s"), (0, "s")])
 def test_a_summary_has_the_singular_of_one(number: int, plural: str) -> None:
-    line = Scores("a", 0.0, 0.0, 0.0, 0.0, number, number, number).summary()
+    line = Scores("a", 0.0, 0.0, 0.0, 0.0, number, number, number, 1.0, 1.0, 1.0).summary()
     assert line.endswith(
         f", {number} segment{plural} for {number} object{plural}, {number} voxel{plural}"
     )

@@ -19,7 +19,9 @@ from custom.metrics import (
     InstanceSegmentationMetric,
     ObjectCounts,
     adapted_rand_error,
+    average_precisions,
     class_counts,
+    class_counts_of_pairs,
     class_scores,
     contingency,
     instance_scores,
@@ -58,6 +60,51 @@ def objects(*ids):
 def test_scores_computed_by_hand(truth, segmentation, split, merge, rand):
     assert variation_of_information(truth, segmentation) == pytest.approx((split, merge))
     assert adapted_rand_error(truth, segmentation) == pytest.approx(rand)
+
+
+@pytest.mark.parametrize(
+    ("truth", "segmentation", "ap", "ap_50", "ap_75"),
+    [
+        pytest.param(objects(1, 2), objects(8, 9), 1, 1, 1, id="perfect"),
+        pytest.param(objects(1, 2), objects(9, 9), 0, 0, 0, id="half is no match"),
+        pytest.param(
+            objects(1, 1, 1, 2), objects(8, 8, 9, 9), 4 / 30, 1 / 3, 0, id="two thirds, and half"
+        ),
+        pytest.param(objects(1, 1, 1, 0), objects(8, 8, 8, 8), 1, 1, 1, id="unknown truth"),
+        pytest.param(objects(1, 2), objects(8, 0), 0.5, 0.5, 0.5, id="0 is no segment"),
+        pytest.param(objects(0, 0), objects(8, 9), 1, 1, 1, id="nothing"),
+        pytest.param(objects(1, 1, 1, 1), objects(8, 8, 8, 9), 0.25, 0.5, 0, id="exactly 0.75"),
+    ],
+)
+def test_average_precisions_computed_by_hand(truth, segmentation, ap, ap_50, ap_75):
+    found = average_precisions(truth, segmentation)
+    assert found == pytest.approx({"ap": ap, "ap_50": ap_50, "ap_75": ap_75})
+
+
+@given(pairs())
+def test_average_precision_counts_matches_of_every_pair(pair):
+    truth, segmentation = pair
+    objects, segments = (np.setdiff1d(ids, 0) for ids in (truth, segmentation[truth != 0]))
+    ious = [
+        np.sum((truth == o) & (segmentation == s))
+        / np.sum((truth == o) | ((segmentation == s) & (truth != 0)))
+        for o in objects
+        for s in segments
+    ]
+    for name, threshold in (("ap_50", 0.5), ("ap_75", 0.75)):
+        matches = np.sum(np.array(ious) > threshold)
+        together = len(objects) + len(segments) - matches
+        expected = matches / together if together else 1
+        assert average_precisions(truth, segmentation)[name] == pytest.approx(expected)
+
+
+@given(pairs(low=-1))
+def test_class_counts_of_pairs_are_those_of_the_voxels(pair):
+    truth, found = pair[0].ravel(), np.maximum(pair[1], 0).ravel()
+    counts = np.arange(truth.size)
+    expected = class_counts(np.repeat(truth, counts), np.repeat(found, counts), 5)
+    for name, values in vars(class_counts_of_pairs(truth, found, counts, 5)).items():
+        np.testing.assert_array_equal(values, getattr(expected, name))
 
 
 @given(pairs())

@@ -12,9 +12,10 @@ import zarr
 from numpy.typing import NDArray
 
 from custom import __version__
+from custom.comparison import Comparison, Cut, compared
 from custom.datalist import parse_datalist
 from custom.datalist_entry import DatalistEntry
-from custom.evaluation import Comparison, compared, matched
+from custom.evaluation import grey_range, matched
 from custom.pictures import grey_image, overlay, paint, plane_slice
 from custom.planes import PLANES
 from custom.view import (
@@ -124,19 +125,20 @@ def _class_tiles(row: Mapping[str, float]) -> str:
 def _pictures(entry: DatalistEntry, output_dir: Path) -> str:
     """Raw, truth, prediction and segmentation in the middle slices of the held-out region."""
     comparison = compared(entry, output_dir)
-    predicted, explained = _prediction(entry, output_dir, comparison)
-    low, high = np.percentile(comparison.raw, (0.5, 99.5))
-    agreeing = matched(comparison)
+    cuts = [comparison.middle(plane) for plane in PLANES]
+    predicted, explained = _prediction(entry, output_dir, comparison, cuts)
+    low, high = grey_range(cuts)
     size = comparison.voxel_size_nm
     rows = []
-    for plane in PLANES:
-        grey = grey_image(plane_slice(comparison.raw, plane, size), float(low), float(high))
-        truth = paint(plane_slice(comparison.truth, plane, size))
-        segments = paint(plane_slice(agreeing, plane, size))
+    agreeing = matched(comparison, cuts)
+    for plane, cut, prediction, found in zip(PLANES, cuts, predicted, agreeing, strict=True):
+        grey = grey_image(plane_slice(cut.raw, plane, size), low, high)
+        truth = paint(plane_slice(cut.truth, plane, size))
+        segments = paint(plane_slice(found, plane, size))
         images = {
             "raw": grey,
             "truth": overlay(truth, grey),
-            "prediction": plane_slice(predicted, plane, size),
+            "prediction": plane_slice(prediction, plane, size),
             "segmentation": overlay(segments, grey),
         }
         rows.append(gallery([Picture(f"{plane}: {name}", image) for name, image in images.items()]))
@@ -144,23 +146,23 @@ def _pictures(entry: DatalistEntry, output_dir: Path) -> str:
 
 
 def _prediction(
-    entry: DatalistEntry, output_dir: Path, comparison: Comparison
-) -> tuple[NDArray[np.uint8], str]:
-    """What the network predicted on the compared voxels, (D, H, W, 3), and what colours say."""
+    entry: DatalistEntry, output_dir: Path, comparison: Comparison, cuts: Sequence[Cut]
+) -> tuple[list[NDArray[np.uint8]], str]:
+    """What the network predicted on the sections, (D, H, W, 3) each, and what colours say."""
     group = output_dir / f"{entry.id}.zarr"
-    box = comparison.written.to_slices()
     if comparison.classes:
         array = zarr.open_array(group / "probabilities" / "s0", mode="r")
-        foreground = 255 - np.asarray(array[(0, *box)])
-        return np.repeat(foreground[..., None], 3, axis=-1), (
+        foreground = (255 - np.asarray(array[(0, *cut.written.to_slices())]) for cut in cuts)
+        return [np.repeat(values[..., None], 3, axis=-1) for values in foreground], (
             "A class has one colour in truth and segmentation; the prediction is bright where it "
             "is not background."
         )
     array = zarr.open_array(group / "affinities" / "s0", mode="r")
     nearest = nearest_offsets(np.asarray(array.attrs["offsets"]))
-    colours = np.zeros((*comparison.truth.shape, 3), np.uint8)
-    for axis, k in nearest.items():
-        colours[..., axis] = array[(k, *box)]
+    colours = [np.zeros((*cut.truth.shape, 3), np.uint8) for cut in cuts]
+    for cut, values in zip(cuts, colours, strict=True):
+        for axis, k in nearest.items():
+            values[..., axis] = array[(k, *cut.written.to_slices())]
     return colours, (
         "A segment has the colour of the true object that it covers best; other colours are pieces "
         "split off. Red, green and blue are the affinities to the neighbours along z, y and x."

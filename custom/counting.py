@@ -1,0 +1,102 @@
+"""How the voxels of truth and segmentation are counted: in blocks, by whom, and when anew."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from custom.comparison import Comparison
+from custom.contingency import Table
+from custom.datalist_entry import DatalistEntry
+from custom.file_stamps import file_stamp
+from custom.json_fields import per_axis, whole_number
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 128
+TASK = "contingency"
+
+
+class Counting:
+    """Counts which objects and segments share voxels, block by block.
+
+    State lies in ``<eval_dir>/<id>.blocks``. Blocks that were counted are not counted again as long
+    as the entry, its labels and mask, the segmentation and the block size are what they were.
+
+    Args:
+        block_size: voxels along an edge, or z, y, x; None: 128.
+        workers: processes of this machine; None: this process alone.
+        retries: how often a block that failed is tried again.
+
+    Raises:
+        InputError: a setting is no such number.
+    """
+
+    def __init__(
+        self,
+        block_size: int | Sequence[int] | None = None,
+        workers: int | None = None,
+        retries: int = 2,
+    ) -> None:
+        z, y, x = per_axis(BLOCK if block_size is None else block_size, "block_size")
+        self.block_size = (z, y, x)
+        self.workers = None if workers is None else whole_number(workers, 1, "workers")
+        self.retries = whole_number(retries, 0, "retries")
+
+    def table(self, comparison: Comparison, datalist: Path, section: str, eval_dir: Path) -> Table:
+        """The table of all voxels of a comparison.
+
+        Args:
+            comparison: of an entry.
+            datalist: that the entry is of, here and below.
+            section: of the datalist.
+            eval_dir: folder of the state.
+
+        Raises:
+            InputError: blocks failed.
+        """
+        from custom.blockwise.contingency import CountOverlaps  # imports volara, which is slow
+        from custom.blockwise.runs import run_tasks
+
+        entry, written = comparison.opened.entry, comparison.written
+        task = CountOverlaps(
+            state_dir=(eval_dir / f"{entry.id}.blocks").absolute(),
+            name=TASK,
+            identity=self._identity(comparison),
+            retries=self.retries,
+            datalist=datalist.absolute(),
+            section=section,
+            entry_id=entry.id,
+            output_dir=comparison.output_dir,
+            offset=tuple(written.offset),
+            shape=tuple(written.shape),
+            block_size=self.block_size,
+            per_section=comparison.per_section,
+            faces=not comparison.classes,
+        )
+        run_tasks([task], task.state_dir, self.workers)
+        return task.merged()
+
+    def _identity(self, comparison: Comparison) -> dict[str, Any]:
+        """What the counts depend on."""
+        written, entry = comparison.written, comparison.opened.entry
+        return {
+            "truth": {**_described(entry), "files": [file_stamp(p) for p in _sources(entry)]},
+            "segmentation": file_stamp(comparison.segmentation.path),
+            "voxels": [list(written.offset), list(written.shape)],
+            "block_size": list(self.block_size),
+            "per_section": comparison.per_section,
+            "classes": list(comparison.classes),
+        }
+
+
+def _described(entry: DatalistEntry) -> dict[str, Any]:
+    """Those of an entry's fields that say which labels count where."""
+    names = ("labels", "classes", "mask", "roi", "labels_voxel_size_nm", "beyond_labels")
+    return {name: repr(getattr(entry, name)) for name in names}
+
+
+def _sources(entry: DatalistEntry) -> list[str]:
+    """Where an entry's labels and mask lie."""
+    classes = [] if entry.classes is None else list(entry.classes.values())
+    return [path for path in (entry.labels, *classes, entry.mask) if path is not None]
