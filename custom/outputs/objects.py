@@ -210,9 +210,11 @@ def read_table(store: Path) -> "DataFrame | None":
     for kind in TABLES:
         path = table_path(store, kind)
         if path.exists():
-            read = polars.read_csv if kind == "csv" else polars.read_parquet
+            schema = object_table(joined([]), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)).schema
             try:
-                return read(path)
+                if kind == "csv":  # whose numbers have no types, and none are there without rows
+                    return polars.read_csv(path, schema_overrides=schema)
+                return polars.read_parquet(path)
             except (polars.exceptions.PolarsError, OSError) as error:
                 raise InputError(f"the table '{path}' cannot be read: {error}") from error
     return None
