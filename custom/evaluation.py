@@ -18,6 +18,7 @@ from custom.datalist import OpenEntry, entries_in, open_entry
 from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.files import write_atomically
+from custom.locations import Location
 from custom.metrics import (
     UNKNOWN,
     class_counts,
@@ -39,6 +40,7 @@ from custom.pictures import (
 from custom.planes import PLANES
 from custom.targets.classes import ClassSettings
 from custom.volumes import Volume, open_volume
+from custom.zarr_metadata import read_node
 
 logger = logging.getLogger(__name__)
 
@@ -323,9 +325,8 @@ def _class_truth(opened: OpenEntry, roi: Roi, classes: Mapping[str, Any]) -> NDA
 
 def _attributes(path: Path) -> dict[str, Any]:
     """What inference wrote beside a segmentation; nothing for one of another tool."""
-    attributes = path / "s0" / ".zattrs"
-    found: dict[str, Any] = json.loads(attributes.read_text()) if attributes.exists() else {}
-    return found
+    node = read_node(Location(str(path.absolute() / "s0")))
+    return {} if node is None else dict(node.attributes)
 
 
 def _shift(entry: DatalistEntry, opened: OpenEntry, segmentation: Volume) -> Coordinate:

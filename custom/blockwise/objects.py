@@ -17,7 +17,7 @@ from custom.outputs.objects import (
     joined,
     object_sums,
     object_table,
-    table_path,
+    remove_tables,
     write_table,
 )
 from custom.outputs.pyramids import Shape
@@ -61,7 +61,8 @@ class Objects(Tracked):
         return Coordinate(0, 0, 0)
 
     def drop_artifacts(self) -> None:
-        """Forget what the blocks hold."""
+        """Forget what the blocks hold, and the table of it."""
+        remove_tables(self.store)
         shutil.rmtree(self.meta_dir / PARTS, ignore_errors=True)
 
     @contextmanager
@@ -127,10 +128,10 @@ def write_object_table(
         Path of the table; None where none is wanted.
     """
     if settings.object_table is None:
+        remove_tables(store)
         return None
     parts = sorted((state_dir / NAME / PARTS).glob("*.npz"))
     metadata = open_volume(store / image, field="segmentation").metadata
     sums = joined(ObjectSums.read(path) for path in parts)
-    path = table_path(store, settings.object_table)
-    write_table(path, object_table(sums, metadata.voxel_size_nm, metadata.offset_nm))
-    return path
+    table = object_table(sums, metadata.voxel_size_nm, metadata.offset_nm)
+    return write_table(store, settings.object_table, table)

@@ -190,13 +190,32 @@ def table_path(store: Path, kind: str) -> Path:
     return store.with_name(f"{store.stem}_objects.{kind}")
 
 
-def write_table(path: Path, table: "DataFrame") -> None:
-    """Write a table; the name's end says in which format."""
+def write_table(store: Path, kind: str, table: "DataFrame") -> Path:
+    """Write the table of a result; it replaces all that are there.
+
+    Args:
+        store: the OME-Zarr.
+        kind: "parquet" or "csv".
+        table: of ``object_table``.
+
+    Returns:
+        Path of the table.
+    """
+    path = table_path(store, kind)
     with replacing(path) as part:
-        if path.suffix == ".csv":
+        if kind == "csv":
             table.write_csv(part)
         else:
             table.write_parquet(part)
+    remove_tables(store, but=path)
+    return path
+
+
+def remove_tables(store: Path, but: Path | None = None) -> None:
+    """Remove the tables of a result, whose segments are about to change, where there are any."""
+    for kind in TABLES:
+        if (path := table_path(store, kind)) != but:
+            path.unlink(missing_ok=True)
 
 
 def read_table(store: Path) -> "DataFrame | None":

@@ -81,7 +81,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path, kind: str, empty: boo
     values[values == values.max()] *= 1 << 23  # beyond 63 bits
     table = object_table(object_sums(values, (0, 0, 0)), SIZE, OFFSET)
     assert read_table(store) is None
-    write_table(table_path(store, kind), table)
+    write_table(store, kind, table)
     assert [path.name for path in tmp_path.iterdir()] == [f"left.cube_objects.{kind}"]
     again = read_table(store)
     assert again is not None
