@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import daisy
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import Tracked
 from custom.files import write_atomically
 from custom.outputs.images import SEGMENTATION
 from custom.outputs.objects import (
@@ -22,7 +24,7 @@ from custom.outputs.objects import (
 )
 from custom.outputs.pyramids import Shape
 from custom.outputs.settings import CHUNK, OutputSettings
-from custom.volumes import open_volume
+from custom.volumes import Volume, open_volume
 
 NAME = "objects"
 PARTS = "parts"  # folder of the task: what each block holds of the objects
@@ -60,6 +62,10 @@ class Objects(Tracked):
         """None."""
         return Coordinate(0, 0, 0)
 
+    def outputs_exist(self) -> bool:
+        """Whether what the done blocks hold is there."""
+        return len(list((self.meta_dir / PARTS).glob("*.npz"))) >= self.count_done()
+
     def drop_artifacts(self) -> None:
         """Forget what the blocks hold, and the table of it."""
         remove_tables(self.store)
@@ -68,11 +74,14 @@ class Objects(Tracked):
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Write what a block holds."""
-        volume = open_volume(self.store / self.image, field="segmentation")
+
+        @cache  # when the first block comes: the segmentation may not be there before
+        def volume() -> Volume:
+            return open_volume(self.store / self.image, field="segmentation")
 
         def process(block: daisy.Block) -> None:
             z, y, x = block.write_roi.offset
-            found = object_sums(volume.read(block.write_roi), (z, y, x))
+            found = object_sums(volume().read(block.write_roi), (z, y, x))
             path = self.meta_dir / PARTS / f"{block.block_id[1]}.npz"
             write_atomically(path, found.to_bytes())
 

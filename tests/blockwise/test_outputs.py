@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,19 @@ def test_an_image_that_is_gone_has_no_levels_to_drop(tmp_path: Path) -> None:
     for task in chain(store, OutputSettings()):
         task.drop()
     assert image_names(store) == []
+
+
+@pytest.mark.parametrize("lost", ["affinities/s1", "state/objects/parts"])
+def test_what_is_lost_is_made_again(tmp_path: Path, lost: str) -> None:
+    store = tmp_path / "cube.zarr"
+    write_result(store)
+    settings = OutputSettings(object_table="csv")
+    run(store, settings)
+    before = read_table(store)
+    shutil.rmtree(tmp_path / lost if "state" in lost else store / lost)
+    run(store, settings)
+    again = read_table(store)
+    assert before is not None
+    assert again is not None
+    assert again.equals(before)
+    assert open_array(store / "affinities" / "s1").read().result().any()
