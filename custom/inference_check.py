@@ -46,7 +46,7 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
     check_model(parser, description, spec)
     refuse_places(value("output_dir"), [volume["id"] for volume in found])
     shapes = [volume["shape"] for volume in found]
-    disk = output_bytes(shapes, layout, bool(value("write_lsds")))
+    disk = output_bytes(shapes, layout, bool(value("write_lsds")), value("output_format").pyramid)
     refuse_full_disk("output_dir", value("output_dir"), disk, "choose another one, or make room")
     needed = prediction_bytes(shapes, layout)
     what = f"the prediction of a volume of {max(shapes, key=math.prod)} voxels"
@@ -94,16 +94,20 @@ def _listed(parser: ConfigParser) -> list[dict[str, Any]]:
     ]
 
 
-def output_bytes(shapes: Iterable[Sequence[int]], layout: ChannelLayout, lsds: bool) -> int:
+def output_bytes(
+    shapes: Iterable[Sequence[int]], layout: ChannelLayout, lsds: bool, pyramid: bool
+) -> int:
     """What results take on the disk, about: what is predicted hardly compresses, ids do.
 
     Args:
         shapes: of all volumes.
         layout: of the predicted channels.
         lsds: whether LSDs are written, too.
+        pyramid: whether coarser levels are written, too: 1/8 of the voxels, 1/64 and so on.
     """
     channels = layout.num_affinities + layout.num_classes + (layout.num_lsds if lsds else 0)
-    return sum(math.prod(shape) for shape in shapes) * (channels + LABEL_BYTES)
+    voxels = sum(math.prod(shape) for shape in shapes)
+    return (voxels * 8 // 7 if pyramid else voxels) * (channels + LABEL_BYTES)
 
 
 def prediction_bytes(shapes: Iterable[Sequence[int]], layout: ChannelLayout) -> int:

@@ -1,6 +1,5 @@
 """From predictions to an OME-Zarr with what was predicted and the segments, or classes, of it."""
 
-import json
 import logging
 import os
 import shutil
@@ -16,7 +15,6 @@ from ignite.engine import Engine, Events
 from numpy.typing import NDArray
 from torch import nn
 
-import custom
 from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.label_classes import class_names
@@ -27,17 +25,19 @@ from custom.model_files import (
     refuse_other_features,
 )
 from custom.network_settings import network_difference, network_settings
-from custom.outputs.images import SEGMENTATION
+from custom.outputs.images import SEGMENTATION, begin, create, finish, is_result
+from custom.outputs.levels import write_levels
+from custom.outputs.objects import object_sums, object_table, remove_tables, write_table
+from custom.outputs.settings import OutputSettings
 from custom.running import running_config
 from custom.scores import as_uint8, predicted_classes
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
-from custom.volumes import create_ome_zarr_array
+from custom.volumes import open_array
+from custom.voxel_grid import Triple
 
 logger = logging.getLogger(__name__)
 
-MARKER = "custom_inference"
-CHUNK = 64
 SAME_SCALE = 0.05  # relative: voxel sizes that a model need not be told apart
 
 
@@ -133,6 +133,7 @@ class SegmentationWriter:
         settings: of the segmenter, win over those that were stored with the model.
         write_lsds: also write the predicted LSDs.
         dimensions: written beside the segments: 2 where every section has its own.
+        output_format: how it is written, and what beside it.
 
     Raises:
         InputError: ``settings`` or ``write_lsds`` are for what is not predicted; when inference
@@ -148,6 +149,7 @@ class SegmentationWriter:
         settings: Mapping[str, Any] | None = None,
         write_lsds: bool = False,
         dimensions: int = 3,
+        output_format: OutputSettings | None = None,
     ) -> None:
         idle = {
             "write_lsds": write_lsds and not layout.num_lsds,
@@ -164,6 +166,7 @@ class SegmentationWriter:
         self.settings = dict(settings or {})
         self.write_lsds = write_lsds
         self.dimensions = dimensions
+        self.output_format = output_format or OutputSettings()
 
     def attach(self, engine: Engine) -> None:
         """Check at the start, write after every volume."""
@@ -208,15 +211,17 @@ class SegmentationWriter:
         yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 
     def _write(self, results: Iterable[Result], item: Mapping[str, Any]) -> None:
-        place = {
-            "voxel_size_nm": item["voxel_size_nm"].tolist(),
-            "offset_nm": item["offset_nm"].tolist(),
-        }
-        path = self.output_dir / f"{item['id']}.zarr"
+        size, offset = (item[key].tolist() for key in ("voxel_size_nm", "offset_nm"))
+        path, how = self.output_dir / f"{item['id']}.zarr", self.output_format
         with _folder_in_place(path) as part:
+            begin(part, how.version)
             for result in results:
-                _write_array(part, result, place)
-            _mark(part)
+                _write_image(part, result, size, offset, how)
+            finish(part)
+            remove_tables(path)
+        if how.object_table is not None:
+            objects = object_sums(result.values, (0, 0, 0))
+            write_table(path, how.object_table, object_table(objects, size, offset))
         found = np.count_nonzero(np.unique(result.values))
         kind = "classes beside the background" if self.layout.num_classes else "segments"
         logger.info("%s: %s found: %d", path, kind, found)
@@ -237,7 +242,7 @@ def refuse_places(output_dir: str | Path, ids: Iterable[str]) -> None:
         raise InputError(f"output_dir '{folder}' is a file; name a folder.")
     for name in ids:
         path = folder / f"{name}.zarr"
-        if path.exists() and not _is_ours(path):
+        if path.exists() and not is_result(path):
             raise InputError(
                 f"output '{path}' exists and is not a result of inference; move it away or "
                 f"choose another output_dir."
@@ -351,31 +356,22 @@ def dataset_ids(dataset: RawVolumeDataset | CachedVolumeDataset) -> list[str]:
     return [volume.id for volume in dataset.volumes]
 
 
-def _write_array(path: Path, result: Result, place: Mapping[str, Sequence[float]]) -> None:
-    """One image of the OME-Zarr."""
+def _write_image(
+    path: Path,
+    result: Result,
+    voxel_size_nm: Triple,
+    offset_nm: Triple,
+    output_format: OutputSettings,
+) -> None:
+    """One image of the OME-Zarr, with its pyramid."""
     values = result.values
-    axes, chunks = "czyx"[-values.ndim :], [1, CHUNK, CHUNK, CHUNK][-values.ndim :]
-    (vz, vy, vx), (oz, oy, ox) = place["voxel_size_nm"], place["offset_nm"]
-    array = create_ome_zarr_array(
-        path, result.name, values.shape, values.dtype, axes, (vz, vy, vx), (oz, oy, ox), chunks,
-        {**result.attributes, "voxel_size_nm": [vz, vy, vx]},
+    array = create(
+        path, result.name, values.shape, values.dtype, voxel_size_nm, offset_nm, output_format,
+        result.attributes,
     )  # fmt: skip
-    array.write(values).result()
-
-
-def _mark(path: Path) -> None:
-    """Mark an OME-Zarr as a result of inference."""
-    attributes = path / ".zattrs"
-    found = json.loads(attributes.read_text()) if attributes.exists() else {}
-    attributes.write_text(json.dumps({**found, MARKER: custom.__version__}))
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether an earlier inference wrote this."""
-    try:
-        return MARKER in json.loads((path / ".zattrs").read_text())
-    except (OSError, ValueError):  # no such file, or no JSON in it
-        return False
+    open_array(array).write(values).result()
+    if output_format.pyramid:
+        write_levels(path, result.name, output_format)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def write(
     first: tuple[int, int, int] = (0, 0, 0),
     voxel_size: tuple[float, float, float] = VOXEL_SIZE,
     attributes: Mapping[str, Any] | None = None,
+    version: str = "0.4",
 ) -> None:
     """An array whose first voxel is the raw voxel ``first``."""
     z, y, x = (o + f * s for o, f, s in zip(RAW_OFFSET, first, voxel_size, strict=True))
@@ -48,6 +49,7 @@ def write(
         (z, y, x),
         array.shape,
         attributes or {},
+        version,
     )
     store[...] = array
 
@@ -392,6 +394,17 @@ def test_a_perfect_class_segmentation_has_dice_one_and_the_truths_colours(data: 
     (scores,) = evaluate(data)
     assert {value for name, value in scores.values.items()} == {1.0}
     assert_painted_alike(data)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_what_inference_said_of_its_voxels_is_read_in_both_formats(
+    data: Path, version: str
+) -> None:
+    write_segmentation(
+        data, segmentation(), attributes={"classes": {"names": NAMES}}, version=version
+    )
+    with pytest.raises(InputError, match="hold the id"):  # the truth has 8 objects, no 4 classes
+        evaluate(data)
 
 
 def test_classes_do_not_count_where_the_mask_hides_them(data: Path) -> None:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from custom.channels import ChannelLayout
 from custom.errors import InputError
-from custom.output import MARKER, SegmentationWriter, check_prediction
+from custom.output import SegmentationWriter, check_prediction
+from custom.outputs.images import MARKER, is_complete
+from custom.outputs.objects import read_table
+from custom.outputs.settings import OutputSettings
 from custom.scores import as_uint8
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import CachedVolumeDataset
@@ -214,7 +217,7 @@ def test_an_interrupted_write_leaves_what_was_there(
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("custom.output._mark", full)
+        patch.setattr("custom.output.finish", full)
         with pytest.raises(OSError, match="no space left"):
             write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == (["cube.zarr"] if before else [])
@@ -249,6 +252,37 @@ def test_the_marker_is_beside_the_attributes_that_were_there(tmp_path: Path) -> 
 )
 def test_probabilities_are_rounded(probability: float, stored: int) -> None:
     assert as_uint8(torch.tensor([probability])).tolist() == [stored]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", None])
+def test_pyramid_and_table_are_written_in_the_wanted_format(
+    tmp_path: Path, version: str, kind: str | None
+) -> None:
+    write(tmp_path, output_format=OutputSettings("0.4", None, True, "csv"))
+    write(tmp_path, output_format=OutputSettings(version, None, True, kind))
+    (store,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    tables = [path.name for path in tmp_path.iterdir() if path.is_file()]
+    assert tables == ([f"cube_objects.{kind}"] if kind else [])
+    segments = open_volume(store / "labels" / "segmentation")
+    assert segments.metadata.offset_nm == POSITION
+    assert array(tmp_path, "affinities").metadata.zarr_format == {"0.4": 2, "0.5": 3}[version]
+    table = read_table(store)
+    if table is not None:
+        halves_nm = [POSITION[2] + VOXEL_SIZE[2] * (voxel - 0.5) for voxel in (0, 5, SHAPE[2])]
+        assert sorted(table["x_begin_nm"]) == pytest.approx(halves_nm[:2])
+        assert sorted(table["x_end_nm"]) == pytest.approx(halves_nm[1:])
+    assert is_complete(store)
+
+
+def test_large_images_have_more_levels_if_wanted(tmp_path: Path) -> None:
+    values = torch.zeros((4, 3, 5, 70))
+    for wanted in (True, False):
+        write(tmp_path, values=values, output_format=OutputSettings(pyramid=wanted))
+        for name in ("affinities", "labels/segmentation"):
+            multiscales: Any = group(tmp_path)[name].attrs["multiscales"]
+            assert len(multiscales[0]["datasets"]) == 1 + wanted
+            assert (f"{name}/s1" in group(tmp_path)) == wanted
 
 
 # --- models of something else ---

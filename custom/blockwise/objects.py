@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import daisy
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import Tracked
 from custom.files import write_atomically
 from custom.outputs.images import SEGMENTATION
 from custom.outputs.objects import (
@@ -17,12 +19,12 @@ from custom.outputs.objects import (
     joined,
     object_sums,
     object_table,
-    table_path,
+    remove_tables,
     write_table,
 )
 from custom.outputs.pyramids import Shape
 from custom.outputs.settings import CHUNK, OutputSettings
-from custom.volumes import open_volume
+from custom.volumes import Volume, open_volume
 
 NAME = "objects"
 PARTS = "parts"  # folder of the task: what each block holds of the objects
@@ -60,18 +62,26 @@ class Objects(Tracked):
         """None."""
         return Coordinate(0, 0, 0)
 
+    def outputs_exist(self) -> bool:
+        """Whether what the done blocks hold is there."""
+        return len(list((self.meta_dir / PARTS).glob("*.npz"))) >= self.count_done()
+
     def drop_artifacts(self) -> None:
-        """Forget what the blocks hold."""
+        """Forget what the blocks hold, and the table of it."""
+        remove_tables(self.store)
         shutil.rmtree(self.meta_dir / PARTS, ignore_errors=True)
 
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Write what a block holds."""
-        volume = open_volume(self.store / self.image, field="segmentation")
+
+        @cache  # when the first block comes: the segmentation may not be there before
+        def volume() -> Volume:
+            return open_volume(self.store / self.image, field="segmentation")
 
         def process(block: daisy.Block) -> None:
             z, y, x = block.write_roi.offset
-            found = object_sums(volume.read(block.write_roi), (z, y, x))
+            found = object_sums(volume().read(block.write_roi), (z, y, x))
             path = self.meta_dir / PARTS / f"{block.block_id[1]}.npz"
             write_atomically(path, found.to_bytes())
 
@@ -127,10 +137,10 @@ def write_object_table(
         Path of the table; None where none is wanted.
     """
     if settings.object_table is None:
+        remove_tables(store)
         return None
     parts = sorted((state_dir / NAME / PARTS).glob("*.npz"))
     metadata = open_volume(store / image, field="segmentation").metadata
     sums = joined(ObjectSums.read(path) for path in parts)
-    path = table_path(store, settings.object_table)
-    write_table(path, object_table(sums, metadata.voxel_size_nm, metadata.offset_nm))
-    return path
+    table = object_table(sums, metadata.voxel_size_nm, metadata.offset_nm)
+    return write_table(store, settings.object_table, table)

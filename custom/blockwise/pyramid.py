@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import daisy
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import Tracked
 from custom.outputs.images import remove_levels
 from custom.outputs.levels import LevelMaker, passes
 from custom.outputs.pyramids import Shape, levels_of
@@ -54,19 +56,32 @@ class Pyramid(Tracked):
         """None: windows do not reach over the border of a block."""
         return Coordinate(0, 0, 0)
 
+    @property
+    def _made(self) -> range:
+        """Numbers of the levels that are made."""
+        return range(self.first + 1, self.first + self.count + 1)
+
+    def outputs_exist(self) -> bool:
+        """Whether the levels of all images are there."""
+        return all(
+            (self.store / name / f"s{n}").is_dir() for name in self.images for n in self._made
+        )
+
     def drop_artifacts(self) -> None:
         """Remove the levels."""
         for name in self.images:
-            numbers = range(self.first + 1, self.first + self.count + 1)
-            remove_levels(self.store, name, list(numbers))
+            remove_levels(self.store, name, self._made)
 
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Make the levels in a block, one image after the other."""
-        makers = [LevelMaker(self.store, name, self.first, self.count) for name in self.images]
+
+        @cache  # when the first block comes: the images may not be there before
+        def makers() -> list[LevelMaker]:
+            return [LevelMaker(self.store, name, self.first, self.count) for name in self.images]
 
         def process(block: daisy.Block) -> None:
-            for make in makers:
+            for make in makers():
                 make(block.write_roi.offset, block.write_roi.shape)
 
         yield process

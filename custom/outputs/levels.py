@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore
 from numpy.typing import NDArray
 
 from custom.outputs.images import declare_level, levels
@@ -26,7 +25,7 @@ class Pass:
     Args:
         first: number of the level that is read.
         count: how many are made from it, each from the one before.
-        block: edges of a block in voxels of the finest level, zyx: whole files in all that are made.
+        block: edges of a block in voxels of the finest level, zyx: whole files of all levels made.
     """
 
     first: int

@@ -190,13 +190,32 @@ def table_path(store: Path, kind: str) -> Path:
     return store.with_name(f"{store.stem}_objects.{kind}")
 
 
-def write_table(path: Path, table: "DataFrame") -> None:
-    """Write a table; the name's end says in which format."""
+def write_table(store: Path, kind: str, table: "DataFrame") -> Path:
+    """Write the table of a result; it replaces all that are there.
+
+    Args:
+        store: the OME-Zarr.
+        kind: "parquet" or "csv".
+        table: of ``object_table``.
+
+    Returns:
+        Path of the table.
+    """
+    path = table_path(store, kind)
     with replacing(path) as part:
-        if path.suffix == ".csv":
+        if kind == "csv":
             table.write_csv(part)
         else:
             table.write_parquet(part)
+    remove_tables(store, but=path)
+    return path
+
+
+def remove_tables(store: Path, but: Path | None = None) -> None:
+    """Remove the tables of a result, whose segments are about to change, where there are any."""
+    for kind in TABLES:
+        if (path := table_path(store, kind)) != but:
+            path.unlink(missing_ok=True)
 
 
 def read_table(store: Path) -> "DataFrame | None":
@@ -210,9 +229,11 @@ def read_table(store: Path) -> "DataFrame | None":
     for kind in TABLES:
         path = table_path(store, kind)
         if path.exists():
-            read = polars.read_csv if kind == "csv" else polars.read_parquet
+            schema = object_table(joined([]), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)).schema
             try:
-                return read(path)
+                if kind == "csv":  # whose numbers have no types, and none are there without rows
+                    return polars.read_csv(path, schema_overrides=schema)
+                return polars.read_parquet(path)
             except (polars.exceptions.PolarsError, OSError) as error:
                 raise InputError(f"the table '{path}' cannot be read: {error}") from error
     return None
