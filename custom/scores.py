@@ -23,7 +23,8 @@ from custom.errors import InputError
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
 from custom.metrics import SCORES, ClassCounts, class_counts, class_scores, instance_scores
-from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.segmentation.method import SegmentationMethod, same_fragments
+from custom.segmentation_settings import method_name
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class SegmentationScore(VolumeScore):
 
     def __init__(
         self,
-        segmenter: MutexWatershedSegmenter,
+        segmenter: SegmentationMethod,
         grid: Sequence[Mapping[str, Any]],
         per_section: bool = False,
         key: KeyMetric = VOI,
@@ -221,7 +222,7 @@ class SegmentationScore(VolumeScore):
         """Segments for every setting; fragments are made once where settings share them."""
         last = None
         for segmenter in self.segmenters:
-            if last is None or not segmenter.same_fragments(last):
+            if last is None or not same_fragments(segmenter, last):
                 fragments = segmenter.fragments(affinities)
             last = segmenter
             yield segmenter.join(fragments, affinities)
@@ -245,7 +246,7 @@ class SegmentationScore(VolumeScore):
         return index, means[index]
 
     @property
-    def best_segmenter(self) -> MutexWatershedSegmenter:
+    def best_segmenter(self) -> SegmentationMethod:
         """The segmenter with the best setting."""
         return self.segmenters[self.best()[0]]
 
@@ -255,12 +256,14 @@ class SegmentationScore(VolumeScore):
         state: Any = engine.state
         index, _ = self.best()
         state.segmentation = self.grid[index]
+        state.segmentation_method = method_name(self.segmenters[index])
         joined = {name: objects[index] for name, objects in self.joined.items() if objects[index]}
         if joined and is_writer():
             segment = "one single segment" + (" in every section" if self.per_section else "")
             logger.warning(
                 "even the best setting gives %s for all objects of %s: train longer, or add "
-                "settings with another 'bias' (a lower one cuts more) to segmentation_grid",
+                "settings that cut more to segmentation_grid (of the mutex watershed a lower "
+                "'bias')",
                 segment,
                 ", ".join(f"'{name}' ({objects})" for name, objects in joined.items()),
             )
@@ -354,7 +357,7 @@ Score = SegmentationScore | ClassScore
 
 def validation_score(
     layout: ChannelLayout,
-    segmenter: MutexWatershedSegmenter,
+    segmenter: SegmentationMethod,
     grid: Sequence[Mapping[str, Any]],
     volumes: Sequence[FeatureVolume],
     dimensions: int = 3,
