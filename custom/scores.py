@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import fsum, sqrt
 from operator import add
 from typing import Any
 
@@ -17,12 +16,13 @@ from ignite.metrics.metric import EpochWise, MetricUsage
 from numpy.typing import NDArray
 
 from custom.affinity_scores import AffinityScores
+from custom.best_setting import best_setting, with_cremi
 from custom.channels import ChannelLayout
 from custom.distributed import collected, is_writer
 from custom.errors import InputError
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
-from custom.metrics import SCORES, ClassCounts, class_counts, class_scores, instance_scores
+from custom.metrics import ClassCounts, class_counts, class_scores, instance_scores
 from custom.segmentation.method import SegmentationMethod, same_fragments
 from custom.segmentation_settings import method_name
 
@@ -238,11 +238,7 @@ class SegmentationScore(VolumeScore):
 
     def best(self) -> tuple[int, dict[str, float]]:
         """Index of the best setting, and the mean scores at it."""
-        means = [
-            with_cremi({name: _mean([row[name] for row in rows]) for name in SCORES})
-            for rows in zip(*self.rows.values(), strict=True)
-        ]
-        index = min(range(len(means)), key=lambda i: (means[i]["cremi"], means[i]["voi"], i))
+        index, means = best_setting(self.rows.values())
         return index, means[index]
 
     @property
@@ -288,16 +284,6 @@ def joined_objects(
             return 0
         counts.append(np.unique(true[known]).size)
     return sum(counts) if max(counts) > 1 else 0
-
-
-def with_cremi(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores and, as ``cremi``, the geometric mean of VOI and adapted Rand error."""
-    return {**scores, "cremi": sqrt(scores["voi"] * scores["adapted_rand"])}
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean, whatever the order of the values."""
-    return fsum(values) / len(values)
 
 
 class ClassScore(VolumeScore):
