@@ -23,6 +23,7 @@ from custom.output import (
     refuse_other_offsets,
     refuse_places,
 )
+from custom.segmentation_settings import chosen_method
 from custom.volume_datasets import REGIONS
 
 LABEL_BYTES = 1  # of a voxel's uint64 id, which compression brings far below
@@ -44,6 +45,8 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
     else:
         spec, found = None, _listed(parser)
     check_model(parser, description, spec)
+    if layout.num_affinities:
+        chosen_method(description, value("segmenter"), value("segmentation_settings"))
     refuse_places(value("output_dir"), [volume["id"] for volume in found])
     shapes = [volume["shape"] for volume in found]
     disk = output_bytes(shapes, layout, bool(value("write_lsds")), value("output_format").pyramid)

@@ -31,6 +31,7 @@ from custom.network_settings import network_difference, network_settings
 from custom.network_weights import load_weights_into
 from custom.running import running_config
 from custom.scores import VOI, KeyMetric
+from custom.segmentation_settings import METHOD, SETTINGS
 from custom.targets.classes import ClassSettings
 from custom.targets.settings import TargetSettings
 
@@ -83,7 +84,8 @@ class BestModel:
             return
         found = {
             "epoch": state.epoch,
-            "segmentation": getattr(state, "segmentation", {}),
+            SETTINGS: getattr(state, "segmentation", {}),
+            METHOD: getattr(state, "segmentation_method", None),
             "key_metric": self.key.name,
             "validation": dict(state.metrics),
             "volume_scores": getattr(state, "volume_scores", {}),

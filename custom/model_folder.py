@@ -94,6 +94,20 @@ def complete_model(folder: Path) -> dict[str, Any] | None:
     return described
 
 
+def change_description(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Change what is said of a model, all at once; its weights stay, and their digests.
+
+    Args:
+        folder: of the model.
+        changes: keys of ``model.json`` and their new values.
+
+    Raises:
+        InputError: as ``read_model``.
+    """
+    complete_model(folder)
+    write_atomically(folder / DESCRIPTION, _as_json({**read_model(folder), **changes}))
+
+
 def find_model(folder: Path) -> dict[str, Any] | None:
     """As ``read_model``; None where that raises."""
     try:

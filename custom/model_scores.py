@@ -11,20 +11,27 @@ from ignite.engine import Engine, Events
 from custom.distributed import is_writer
 from custom.files import write_atomically
 from custom.model_files import read_description
+from custom.segmentation.method import SegmentationMethod
+from custom.segmentation_settings import SETTINGS, refuse_other_method
 
 logger = logging.getLogger(__name__)
 
 
-def stored_segmentation(model_dir: str | Path) -> list[dict[str, Any]]:
-    """A grid with the one setting that the model's validation chose.
+def stored_segmentation(
+    model_dir: str | Path, segmenter: SegmentationMethod
+) -> list[dict[str, Any]]:
+    """A grid with the one setting that is stored with the model.
 
     Args:
         model_dir: folder of the model.
+        segmenter: of the configuration.
 
     Raises:
-        InputError: there is no model, or it is damaged.
+        InputError: there is no model, it is damaged, or its settings are of another method.
     """
-    return [dict(read_description(model_dir).get("segmentation", {}))]
+    description = read_description(model_dir)
+    refuse_other_method(description, segmenter)
+    return [dict(description.get(SETTINGS, {}))]
 
 
 class ModelScores:

@@ -31,7 +31,8 @@ from custom.outputs.objects import object_sums, object_table, remove_tables, wri
 from custom.outputs.settings import OutputSettings
 from custom.running import running_config
 from custom.scores import as_uint8, predicted_classes
-from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.segmentation.method import SegmentationMethod
+from custom.segmentation_settings import chosen_method
 from custom.volume_datasets import CachedVolumeDataset, RawVolumeDataset, dataset_spec
 from custom.volumes import open_array
 from custom.voxel_grid import Triple
@@ -144,7 +145,7 @@ class SegmentationWriter:
         self,
         output_dir: str,
         dataset: RawVolumeDataset | CachedVolumeDataset,
-        segmenter: MutexWatershedSegmenter,
+        segmenter: SegmentationMethod,
         layout: ChannelLayout,
         settings: Mapping[str, Any] | None = None,
         write_lsds: bool = False,
@@ -191,8 +192,7 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Affinities, LSDs and segments."""
-        settings = {**description.get("segmentation", {}), **self.settings}
-        segmenter = self.segmenter.with_settings(**settings)
+        segmenter = chosen_method(description, self.segmenter, self.settings)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
         yield Result("affinities", values[self.layout.affinities], offsets)

@@ -5,7 +5,6 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from math import fsum, sqrt
 from operator import add
 from typing import Any
 
@@ -17,13 +16,15 @@ from ignite.metrics.metric import EpochWise, MetricUsage
 from numpy.typing import NDArray
 
 from custom.affinity_scores import AffinityScores
+from custom.best_setting import best_setting, with_cremi
 from custom.channels import ChannelLayout
 from custom.distributed import collected, is_writer
 from custom.errors import InputError
 from custom.label_classes import class_names
 from custom.live import FeatureVolume
-from custom.metrics import SCORES, ClassCounts, class_counts, class_scores, instance_scores
-from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.metrics import ClassCounts, class_counts, class_scores, instance_scores
+from custom.segmentation.method import SegmentationMethod, same_fragments
+from custom.segmentation_settings import method_name
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,7 @@ class SegmentationScore(VolumeScore):
 
     def __init__(
         self,
-        segmenter: MutexWatershedSegmenter,
+        segmenter: SegmentationMethod,
         grid: Sequence[Mapping[str, Any]],
         per_section: bool = False,
         key: KeyMetric = VOI,
@@ -221,7 +222,7 @@ class SegmentationScore(VolumeScore):
         """Segments for every setting; fragments are made once where settings share them."""
         last = None
         for segmenter in self.segmenters:
-            if last is None or not segmenter.same_fragments(last):
+            if last is None or not same_fragments(segmenter, last):
                 fragments = segmenter.fragments(affinities)
             last = segmenter
             yield segmenter.join(fragments, affinities)
@@ -237,15 +238,11 @@ class SegmentationScore(VolumeScore):
 
     def best(self) -> tuple[int, dict[str, float]]:
         """Index of the best setting, and the mean scores at it."""
-        means = [
-            with_cremi({name: _mean([row[name] for row in rows]) for name in SCORES})
-            for rows in zip(*self.rows.values(), strict=True)
-        ]
-        index = min(range(len(means)), key=lambda i: (means[i]["cremi"], means[i]["voi"], i))
+        index, means = best_setting(self.rows.values())
         return index, means[index]
 
     @property
-    def best_segmenter(self) -> MutexWatershedSegmenter:
+    def best_segmenter(self) -> SegmentationMethod:
         """The segmenter with the best setting."""
         return self.segmenters[self.best()[0]]
 
@@ -255,12 +252,14 @@ class SegmentationScore(VolumeScore):
         state: Any = engine.state
         index, _ = self.best()
         state.segmentation = self.grid[index]
+        state.segmentation_method = method_name(self.segmenters[index])
         joined = {name: objects[index] for name, objects in self.joined.items() if objects[index]}
         if joined and is_writer():
             segment = "one single segment" + (" in every section" if self.per_section else "")
             logger.warning(
                 "even the best setting gives %s for all objects of %s: train longer, or add "
-                "settings with another 'bias' (a lower one cuts more) to segmentation_grid",
+                "settings that cut more to segmentation_grid (of the mutex watershed a lower "
+                "'bias')",
                 segment,
                 ", ".join(f"'{name}' ({objects})" for name, objects in joined.items()),
             )
@@ -285,16 +284,6 @@ def joined_objects(
             return 0
         counts.append(np.unique(true[known]).size)
     return sum(counts) if max(counts) > 1 else 0
-
-
-def with_cremi(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores and, as ``cremi``, the geometric mean of VOI and adapted Rand error."""
-    return {**scores, "cremi": sqrt(scores["voi"] * scores["adapted_rand"])}
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean, whatever the order of the values."""
-    return fsum(values) / len(values)
 
 
 class ClassScore(VolumeScore):
@@ -354,7 +343,7 @@ Score = SegmentationScore | ClassScore
 
 def validation_score(
     layout: ChannelLayout,
-    segmenter: MutexWatershedSegmenter,
+    segmenter: SegmentationMethod,
     grid: Sequence[Mapping[str, Any]],
     volumes: Sequence[FeatureVolume],
     dimensions: int = 3,

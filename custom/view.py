@@ -208,26 +208,26 @@ def charts(history: Sequence[Mapping[str, float]], groups: Mapping[str, Sequence
 def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     """One line chart as inline SVG; its key names every line and the line's last value."""
     points = [point for line in series.values() for point in line]
-    xs = _ticks(min(x for x, _ in points), max(x for x, _ in points))
-    ys = _ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
+    xs = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    ys = ticks(min(0.0, *(y for _, y in points)), max(y for _, y in points))
     marks, keys = [], []
     for y in ys:
-        at = _placed(y, ys, PLOT["bottom"], PLOT["top"])
+        at = placed(y, ys, PLOT["bottom"], PLOT["top"])
         marks.append(
             f'<line x1="{PLOT["left"]}" x2="{PLOT["right"]}" y1="{at}" y2="{at}" '
             f'stroke="var(--line)"/><text x="{PLOT["left"] - 6}" '
             f'y="{at + 4}" text-anchor="end">{y:g}</text>'
         )
     for x in xs:
-        at = _placed(x, xs, PLOT["left"], PLOT["right"])
+        at = placed(x, xs, PLOT["left"], PLOT["right"])
         unit = " epochs" if x == xs[-1] else ""
         anchor = "end" if unit else "middle"
         marks.append(f'<text x="{at}" y="208" text-anchor="{anchor}">{x:g}{unit}</text>')
     for i, (key, line) in enumerate(series.items()):
         tone = f"var(--s{i % 4})"
         path = " ".join(
-            f"{_placed(x, xs, PLOT['left'], PLOT['right'])},"
-            f"{_placed(y, ys, PLOT['bottom'], PLOT['top'])}"
+            f"{placed(x, xs, PLOT['left'], PLOT['right'])},"
+            f"{placed(y, ys, PLOT['bottom'], PLOT['top'])}"
             for x, y in line
         )
         marks.append(
@@ -248,8 +248,13 @@ def _chart(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> s
     )
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, evenly spaced, that enclose the range with about four steps."""
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers, evenly spaced, that enclose a range with about four steps.
+
+    Args:
+        low: beginning of the range.
+        high: its end.
+    """
     span = (high - low) or abs(high) or 1.0
     unit = 10.0 ** math.floor(math.log10(span / 4))
     step = min((unit * m for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - 4))
@@ -257,8 +262,15 @@ def _ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
 
-def _placed(value: float, ticks: Sequence[float], start: float, stop: float) -> float:
-    """Position of a value between the first and the last tick, in SVG units."""
+def placed(value: float, ticks: Sequence[float], start: float, stop: float) -> float:
+    """Position of a value between the first and the last tick, in SVG units.
+
+    Args:
+        value: what is drawn.
+        ticks: of its axis.
+        start: where the first tick is.
+        stop: where the last one is.
+    """
     share = (value - ticks[0]) / (ticks[-1] - ticks[0])
     return round(start + share * (stop - start), 1)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from custom.output import SAME_SCALE
 from custom.scores import as_uint8, predicted_classes
-from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.segmentation.method import SegmentationMethod
+from custom.segmentation_settings import chosen_method
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class VolumeSegmenter:
 
     def __init__(
         self,
-        segmenter: MutexWatershedSegmenter | None,
+        segmenter: SegmentationMethod | None,
         trained_nm: Sequence[Sequence[float]] = (),
     ) -> None:
         self.segmenter = segmenter
@@ -58,15 +59,18 @@ class VolumeSegmenter:
 
 
 def stored_segmenter(
-    description: Mapping[str, Any], segmenter: MutexWatershedSegmenter
+    description: Mapping[str, Any], segmenter: SegmentationMethod
 ) -> VolumeSegmenter:
     """The segmenter with the settings that are stored with a model.
 
     Args:
         description: ``model.json``.
         segmenter: of the training's configuration.
+
+    Raises:
+        InputError: the settings are those of another method.
     """
     sizes = [description.get("voxel_size_nm"), *description.get("other_voxel_sizes_nm", [])]
     of_classes = description.get("output_type") == "labels"
-    best = segmenter.with_settings(**description.get("segmentation", {}))
-    return VolumeSegmenter(None if of_classes else best, [size for size in sizes if size])
+    best = None if of_classes else chosen_method(description, segmenter)
+    return VolumeSegmenter(best, [size for size in sizes if size])

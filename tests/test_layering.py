@@ -31,6 +31,7 @@ BOTTOM = {
     "network_weights",
     "planes",
     "precomputed_metadata",
+    "standard_output",
     "volumes",
     "voxel_grid",
     "working_grid",

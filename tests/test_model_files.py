@@ -30,6 +30,7 @@ def validated(best: BestModel, *vois: float) -> None:
         state.metrics = {"voi": vois[state.epoch - 1], "adapted_rand": 0.5}
         state.volume_scores = {"cube": {"voi": vois[state.epoch - 1]}}
         state.segmentation = {"bias": -state.epoch}
+        state.segmentation_method = "custom.segmentation.X"
 
     for _ in vois:
         engine.run([0])
@@ -44,6 +45,7 @@ def test_the_model_is_that_of_the_lowest_voi(tmp_path: Path) -> None:
         "features": {"window": 3},
         "epoch": 2,
         "segmentation": {"bias": -2},
+        "segmentation_method": "custom.segmentation.X",
         "key_metric": "voi",
         "validation": {"voi": 1.0, "adapted_rand": 0.5},
         "volume_scores": {"cube": {"voi": 1.0}},

@@ -10,17 +10,25 @@ from numpy.typing import NDArray
 from custom.json_fields import check_keys
 from custom.segmentation.components import LEVELS, affinity_components
 from custom.segmentation.faces import face_channels
-from custom.segmentation.fragments import UNCUT, Cut, Offset
+from custom.segmentation.fragments import (
+    UNCUT,
+    Cut,
+    Offset,
+    consecutive,
+    remove_small_fragments,
+    remove_weak_fragments,
+    short_range_mean,
+)
 from custom.segmentation.masking import (
     SMALL,
-    kept_fragments,
     refuse_faceless,
     refuse_range,
     refuse_small,
 )
 from custom.segmentation.method import Triple, reach
-from custom.segmentation.region_graph import RegionGraph, contracted
-from custom.segmentation.settling import settle, united
+from custom.segmentation.region_graph import RegionGraph
+from custom.segmentation.settling import united
+from custom.segmentation.small_segments import face_graph, looked_up, without_weak_and_small
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class ComponentSegmenter:
         min_affinity: components with a lower mean short-range affinity become background; 0 keeps
             all.
         min_size: smaller components (voxels) go.
-        small: where to: "background" or "neighbours".
+        small: where to: "background", or "neighbours": to the one with the highest mean affinity
+            across faces.
 
     Raises:
         InputError: no offset leads to the next voxel, or a setting is out of range.
@@ -70,7 +79,7 @@ class ComponentSegmenter:
         self, affinities: NDArray[np.uint8], mask: NDArray[np.bool_] | None = None
     ) -> NDArray[np.uint64]:
         """Segments, as of ``SegmentationMethod``."""
-        return self.fragments(affinities, mask)
+        return self.join(self.fragments(affinities, mask), affinities)
 
     def fragments(
         self,
@@ -78,29 +87,38 @@ class ComponentSegmenter:
         mask: NDArray[np.bool_] | None = None,
         cut: Cut = UNCUT,
     ) -> NDArray[np.uint64]:
-        """Components, as of ``SegmentationMethod``."""
+        """Components, as of ``SegmentationMethod``, without those that one block can judge.
+
+        These keep away from other blocks, so that they are in no other one.
+        """
         affinities = affinities[: len(self.offsets)]
         labels = affinity_components(affinities, self.offsets, self.threshold, mask)
-        return kept_fragments(
-            labels, affinities, self.offsets, self.min_affinity, self.min_size, self.small, cut
-        )
+        shared = _reaching(labels, cut, self.context)
+        judged = np.where(shared[labels], 0, labels)
+        if self.min_affinity > 0:
+            mean = short_range_mean(affinities, self.offsets)
+            judged = remove_weak_fragments(judged, mean, self.min_affinity)
+        if self.small == "background":
+            judged = remove_small_fragments(judged, self.min_size)
+        return consecutive(np.where(shared[labels] | (judged != 0), labels, 0))
 
     def join(
         self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]
     ) -> NDArray[np.uint64]:
-        """Segments of fragments: themselves."""
-        return fragments
+        """Segments (D, H, W) uint64 of components: themselves, but for small ones."""
+        if self.small == "background":
+            return fragments
+        graph = face_graph(fragments, affinities, self.offsets)
+        return looked_up(fragments, graph, self.solve(graph))
 
     def solve(self, graph: RegionGraph) -> NDArray[np.int64]:
-        """Segments of fragments that borders cut: linked as voxels are, and judged as a whole."""
+        """Segments of components that borders cut: linked as voxels are, and judged as a whole."""
         part = np.repeat(np.arange(len(graph.edges)), np.diff(graph.starts))
         linking = np.zeros(len(graph.edges), dtype=np.bool_)
         linking[part[graph.levels > self.threshold * LEVELS]] = True
-        components = united(len(graph.ids), graph.edges[linking])
-        whole = contracted(graph, components)
-        judged = replace(whole, open=np.ones_like(whole.open))
-        groups = settle(judged, self.min_size, self.min_affinity, self.small == SMALL[0])
-        return groups[components - 1]
+        groups = united(len(graph.ids), graph.edges[linking])
+        limits = (self.min_affinity, self.min_size, self.small == SMALL[0])
+        return without_weak_and_small(graph, groups, *limits)
 
     def with_settings(self, **settings: Any) -> "ComponentSegmenter":
         """A copy with other settings.
@@ -118,3 +136,15 @@ class ComponentSegmenter:
     def describe_fragments(self) -> dict[str, Any]:
         """Those settings that fragments depend on: all."""
         return self.describe()
+
+
+def _reaching(labels: NDArray[np.uint64], cut: Cut, context: Triple) -> NDArray[np.bool_]:
+    """Which labels have voxels within the context of a cut face; by id, from 0 on."""
+    found = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.bool_)
+    for axis, (low, high) in enumerate(zip(*cut, strict=True)):
+        length, far = labels.shape[axis], context[axis]
+        for is_cut, near in ((low, slice(0, far)), (high, slice(max(0, length - far), length))):
+            if is_cut:
+                found[labels[(slice(None),) * axis + (near,)]] = True
+    found[0] = False
+    return found

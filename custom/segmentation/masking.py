@@ -1,4 +1,4 @@
-"""Where fragments may be, and which of them stay: mask, mean affinity, size."""
+"""What segmentation methods ask of their input and settings."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,10 @@ from numpy.typing import NDArray
 
 from custom.errors import InputError
 from custom.segmentation.faces import face_channels
-from custom.segmentation.fragments import (
-    UNCUT,
-    Cut,
-    Offset,
-    linked_axes,
-    remove_small_fragments,
-    remove_weak_fragments,
-    short_range_mean,
-)
+from custom.segmentation.fragments import Offset, linked_axes
 
 SMALL = ("neighbours", "background")
-"""What becomes of small fragments: their neighbours grow over them, or they are background."""
+"""What becomes of small segments: they are given to a neighbour, or they are background."""
 
 
 def check_affinities(
@@ -82,33 +74,3 @@ def refuse_small(small: str) -> None:
     """
     if small not in SMALL:
         raise InputError(f"small must be one of {', '.join(map(repr, SMALL))}, got {small!r}.")
-
-
-def kept_fragments(
-    labels: NDArray[np.uint64],
-    affinities: NDArray[np.uint8],
-    offsets: Sequence[Offset],
-    min_affinity: float,
-    min_size: int,
-    small: str,
-    cut: Cut = UNCUT,
-) -> NDArray[np.uint64]:
-    """Fragments without those of low mean affinity, then without small ones.
-
-    Args:
-        labels: (D, H, W); 0 is background.
-        affinities: (K, D, H, W) uint8.
-        offsets: K offsets.
-        min_affinity: fragments with a lower mean short-range affinity become background.
-        min_size: smaller fragments (voxels) go.
-        small: where to, one of ``SMALL``.
-        cut: faces where the volume goes on: fragments that touch one stay.
-
-    Returns:
-        (D, H, W) uint64, ids from 1 on without gaps.
-    """
-    mean = short_range_mean(affinities, offsets)
-    if min_affinity > 0:
-        labels = remove_weak_fragments(labels, mean, min_affinity, cut)
-    grown = mean if small == "neighbours" else None
-    return remove_small_fragments(labels, min_size, grown, linked_axes(offsets), cut)

@@ -82,6 +82,19 @@ class SegmentationMethod(Protocol):
             (D, H, W), 0 is background, else ids from 1 on without gaps.
         """
 
+    def join(
+        self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]
+    ) -> NDArray[np.uint64]:
+        """Segments of a whole volume's ``fragments``: what ``__call__`` does after these.
+
+        Args:
+            fragments: (D, H, W); 0 is background.
+            affinities: as of ``__call__``.
+
+        Returns:
+            (D, H, W), 0 is background.
+        """
+
     def solve(self, graph: RegionGraph) -> NDArray[np.int64]:
         """The segment of every fragment.
 

@@ -10,10 +10,15 @@ from numpy.typing import NDArray
 from custom.errors import InputError
 from custom.json_fields import check_keys
 from custom.segmentation.faces import face_channels
-from custom.segmentation.fragments import UNCUT, Cut, Offset
+from custom.segmentation.fragments import (
+    UNCUT,
+    Cut,
+    Offset,
+    remove_weak_fragments,
+    short_range_mean,
+)
 from custom.segmentation.masking import (
     SMALL,
-    kept_fragments,
     refuse_faceless,
     refuse_range,
     refuse_small,
@@ -22,18 +27,20 @@ from custom.segmentation.method import Triple, reach
 from custom.segmentation.region_graph import RegionGraph, contracted
 from custom.segmentation.seeded_watershed import seeded_watershed
 from custom.segmentation.settling import settle
-from custom.segmentation.waterz_agglomeration import (
-    scoring_function,
-    waterz_agglomerate,
-    waterz_merge,
-)
+from custom.segmentation.small_segments import face_graph, looked_up, without_weak_and_small
+from custom.segmentation.waterz_agglomeration import scoring_function, waterz_merge
 
-OF_THE_JOIN = ("threshold", "scoring")  # settings that fragments do not depend on
+OF_THE_JOIN = (
+    "min_size",
+    "small",
+    "threshold",
+    "scoring",
+)  # settings that fragments do not depend on
 
 
 @dataclass(frozen=True)
 class SeededWatershedSegmenter:
-    """Seeded watershed into fragments, removal of weak and small ones, agglomeration by waterz.
+    """Seeded watershed into fragments, removal of weak ones, agglomeration by waterz.
 
     Where no offset leads along z, sections are segmented each on their own.
 
@@ -47,8 +54,9 @@ class SeededWatershedSegmenter:
         per_section: as there: fragments of every section on its own, which agglomeration joins.
         min_affinity: fragments with a lower mean short-range affinity become background; 0 keeps
             all.
-        min_size: smaller fragments (voxels) go.
-        small: where to: "neighbours" or "background".
+        min_size: smaller segments (voxels) go.
+        small: where to: "neighbours", to the one with the highest mean affinity across faces, or
+            "background".
         threshold: fragments are joined above it (``waterz_agglomerate``); None joins none, the
             fragments are the segments.
         scoring: as in ``waterz_agglomerate``.
@@ -110,36 +118,31 @@ class SeededWatershedSegmenter:
     ) -> NDArray[np.uint64]:
         """Fragments before agglomeration, as of ``SegmentationMethod``."""
         affinities = affinities[: len(self.offsets)]
-        labels = seeded_watershed(
-            affinities,
-            self.offsets,
-            self.boundary,
-            self.seed_distance,
-            self.grow_above,
-            self.voxel_size,
-            self.per_section,
-            mask,
-        )
-        return kept_fragments(
-            labels, affinities, self.offsets, self.min_affinity, self.min_size, self.small, cut
-        )
+        how = (self.boundary, self.seed_distance, self.grow_above, self.voxel_size)
+        labels = seeded_watershed(affinities, self.offsets, *how, self.per_section, mask)
+        if self.min_affinity > 0:
+            mean = short_range_mean(affinities, self.offsets)
+            labels = remove_weak_fragments(labels, mean, self.min_affinity, cut)
+        return labels
 
     def join(
         self, fragments: NDArray[np.uint64], affinities: NDArray[np.uint8]
     ) -> NDArray[np.uint64]:
         """Segments (D, H, W) uint64 of fragments."""
-        if self.threshold is None:
-            return fragments
-        affinities = affinities[: len(self.offsets)]
-        return waterz_agglomerate(fragments, affinities, self.offsets, self.threshold, self.scoring)
+        graph = face_graph(fragments, affinities, self.offsets)
+        return looked_up(fragments, graph, self._joined(graph))
 
     def solve(self, graph: RegionGraph) -> NDArray[np.int64]:
         """Segments of whole fragments, as of ``SegmentationMethod``."""
-        groups = settle(graph, self.min_size, self.min_affinity, self.small == SMALL[0])
-        if self.threshold is None:
-            return groups
-        joined = waterz_merge(contracted(graph, groups), self.threshold, self.scoring)
-        return np.append(0, joined)[groups]
+        strong = settle(graph, 0, self.min_affinity)
+        return np.append(0, self._joined(contracted(graph, strong)))[strong]
+
+    def _joined(self, graph: RegionGraph) -> NDArray[np.int64]:
+        """Segment of every fragment that is strong enough."""
+        groups = np.arange(1, len(graph.ids) + 1)
+        if self.threshold is not None:
+            groups = waterz_merge(graph, self.threshold, self.scoring)
+        return without_weak_and_small(graph, groups, 0.0, self.min_size, self.small == SMALL[0])
 
     def with_settings(self, **settings: Any) -> "SeededWatershedSegmenter":
         """A copy with other settings.

@@ -8,10 +8,10 @@ import waterz
 from numpy.typing import NDArray
 
 from custom.errors import InputError
-from custom.segmentation.faces import face_affinities
-from custom.segmentation.fragments import Offset, consecutive, linked_axes
+from custom.segmentation.fragments import Offset
 from custom.segmentation.masking import check_affinities
 from custom.segmentation.region_graph import RegionGraph
+from custom.segmentation.small_segments import face_graph, looked_up
 from custom.standard_output import standard_output_dropped
 
 LEVELS = 256
@@ -80,15 +80,8 @@ def waterz_agglomerate(
             f"fragments must have the shape of one channel {affinities.shape[1:]}, "
             f"got {fragments.shape}"
         )
-    numbered = consecutive(fragments)
-    faces = face_affinities(affinities, offsets)
-    if linked_axes(offsets)[0]:
-        return consecutive(_joined(numbered, faces, threshold, scoring))
-    sections = [
-        _joined(numbered[z : z + 1], faces[:, z : z + 1], threshold, scoring)
-        for z in range(len(numbered))
-    ]
-    return consecutive(np.concatenate(sections) if sections else numbered)
+    graph = face_graph(fragments, affinities, offsets)
+    return looked_up(fragments, graph, waterz_merge(graph, threshold, scoring))
 
 
 def waterz_merge(graph: RegionGraph, threshold: float, scoring: str = "hist_quant_75") -> _Whole:
@@ -109,13 +102,24 @@ def waterz_merge(graph: RegionGraph, threshold: float, scoring: str = "hist_quan
         ValueError: the threshold is out of range.
         InputError: as there.
     """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be 0 to 1, got {threshold}")
+    function = scoring_function(scoring)
     row, affinities = _as_row(graph)
     joined = np.arange(len(graph.ids) + 1, dtype=np.uint64)
-    joined[row.ravel()] = _joined(row, affinities, threshold, scoring).ravel()
+    if row.size:
+        found = row.copy()  # waterz writes into it
+        with standard_output_dropped():
+            list(
+                waterz.agglomerate(
+                    affinities, [1 - threshold], None, found, scoring_function=function
+                )
+            )
+        joined[row.ravel()] = found.ravel()
     return np.unique(joined[1:], return_inverse=True)[1].astype(np.int64) + 1
 
 
-def _as_row(graph: RegionGraph) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+def _as_row(graph: RegionGraph) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
     """Edges as (1, 1, M) fragments, numbered by their places from 1 on, and (3, 1, 1, M) faces."""
     parts = np.repeat(np.arange(len(graph.edges)), np.diff(graph.starts))
     links = np.bincount(parts, graph.counts, len(graph.edges)).astype(np.int64)
@@ -124,23 +128,7 @@ def _as_row(graph: RegionGraph) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     place = np.arange(len(edge)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     row = graph.edges[edge, place % 2].astype(np.uint64) + 1
     row[place == sizes[edge] - 1] = 0
-    faces = np.zeros((3, 1, 1, len(row)), dtype=np.uint8)
+    faces = np.zeros((3, 1, 1, len(row)), dtype=np.float32)
     faces[2, 0, 0, (place > 0) & (row != 0)] = np.repeat(graph.levels, graph.counts)
+    faces[2] /= LEVELS - 1  # the other two channels are never read, nor take memory
     return row.reshape(1, 1, -1), faces
-
-
-def _joined(
-    fragments: NDArray[np.uint64], faces: NDArray[np.uint8], threshold: float, scoring: str
-) -> NDArray[np.uint64]:
-    """What waterz makes of fragments; those that are joined get the id of one of them."""
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be 0 to 1, got {threshold}")
-    function = scoring_function(scoring)
-    if not fragments.any():
-        return fragments
-    scaled = np.ascontiguousarray(faces, dtype=np.float32)
-    scaled /= LEVELS - 1
-    found = np.array(fragments, dtype=np.uint64, order="C")  # waterz writes into it
-    with standard_output_dropped():
-        list(waterz.agglomerate(scaled, [1 - threshold], None, found, scoring_function=function))
-    return found

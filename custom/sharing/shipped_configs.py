@@ -5,14 +5,15 @@ _RUNS = """
     multi_gpu_train.json preprocess.json train.json validate.json
 """
 _EXPERIMENTS = """
-    accumulation affinities anyup batch_renorm boundary_gaussian checkpointing context demo
-    deterministic dynunet early_stopping elastic ema fib25 float16 fusion_concat fusion_weighted
+    accumulation affinities anyup batch_renorm boundary_gaussian checkpointing components
+    context demo deterministic dynunet early_stopping elastic ema fib25 float16 fusion_concat
+    fusion_weighted
     int8_cache labels loss_affinity_bce loss_affinity_dice loss_affinity_focal
     loss_affinity_lsds loss_affinity_tversky loss_boundary_affinity_bce
     loss_boundary_affinity_focal loss_boundary_affinity_focal_lsds loss_boundary_affinity_lsds
     loss_cross_entropy loss_dice loss_focal loss_focal_dice loss_tversky
     loss_weighted_cross_entropy mednext norm_batch norm_instance overfit_one_volume plateau
-    raw_only residual segresnet sgd strong_augmentation tokens_only two_dimensions
+    raw_only residual seeded_watershed segresnet sgd strong_augmentation tokens_only two_dimensions
 """
 SHIPPED_CONFIGS = (
     *(f"configs/{name}" for name in _RUNS.split()),
