@@ -1,6 +1,7 @@
 """What must hold however often it is tried: runs that are killed, loading that goes on.
 
-make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--training_kills 100] [--seed 0]
+make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--training_kills 100]
+[--block_kills 30] [--seed 0]
 """
 
 import faulthandler
@@ -22,6 +23,7 @@ import fire
 from custom.features import extraction
 from custom.features.cache import open_cache
 from custom.features.cache_check import check_cache
+from tests.blockwise.killed import killed_runs
 from tests.killed_training import FORMS, killed_training, prepare
 from tests.test_loaders import assert_same_samples, cached, crops
 from tests.test_preprocessing import (
@@ -53,15 +55,23 @@ run.run()
 """
 
 
-def soak(kills: int = 20, epochs: int = 10, training_kills: int = 100, seed: int = 0) -> None:
+def soak(
+    kills: int = 20,
+    epochs: int = 10,
+    training_kills: int = 100,
+    block_kills: int = 30,
+    seed: int = 0,
+) -> None:
     """All of it; ends with status 1 and an AssertionError where something does not hold.
 
     Args:
         kills: of preprocessing, for features as float16, as int8, and as dense ones.
         epochs: of loading, by 8 processes and again by 8 threads.
         training_kills: of one short training, in all its forms.
+        block_kills: of workers, servers and runs of blockwise tasks.
         seed: of the moments.
     """
+    killed_blocks(block_kills, seed)
     killed_trainings(training_kills, seed)
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
@@ -73,6 +83,16 @@ def soak(kills: int = 20, epochs: int = 10, training_kills: int = 100, seed: int
                 samples = assert_same_samples(dataset, epochs, num_workers=8, workers=workers)
             seconds = time.perf_counter() - started
             print(f"{workers}: {samples} samples of {epochs} epochs by 8 workers, {seconds:.0f} s")
+
+
+def killed_blocks(kills: int, seed: int) -> None:
+    """Kill processes of blockwise runs; every run ends whole, and no done block is done again."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        with _no_longer_than_ever(kills):
+            runs = killed_runs(Path(folder), kills, seed)
+        seconds = time.perf_counter() - started
+        print(f"blocks: {kills} kills of {runs} runs, {seconds:.0f} s", flush=True)
 
 
 def killed_trainings(kills: int, seed: int) -> None:

@@ -2,14 +2,14 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import daisy
 from daisy.messages import ClientException
 from daisy.tcp.exceptions import NotConnected, StreamClosedError
 
-from custom.blockwise.records import ProcessBlock, told
+from custom.blockwise.records import told
 
 POLL_S = 0.5
 
@@ -18,7 +18,7 @@ class WorkerError(RuntimeError):
     """What a worker says to its server when it cannot work."""
 
 
-def process_served_blocks(process: ProcessBlock) -> None:
+def process_served_blocks(process: Callable[[daisy.Block], None]) -> None:
     """Process the blocks that the server gives, until there are no more.
 
     When the server ends amid a block, so does this process, at once: another server may be giving

@@ -19,6 +19,7 @@ from custom.blockwise.master import TASKS_FILE
 from custom.blockwise.outcomes import Outcome, refuse_failures, run_in_order
 from custom.blockwise.presence import present, wait_until_alone
 from custom.blockwise.records import EndOfRunError, forget_running
+from custom.blockwise.status import CHAIN_FILE
 from custom.blockwise.tracked import Tracked, describe
 from custom.blockwise.workers import worker_paths
 from custom.errors import InputError
@@ -27,8 +28,6 @@ from custom.folder_lock import sole_writer
 from custom.interruption import SIGNALS, STOPPED
 
 logger = logging.getLogger(__name__)
-
-CHAIN_FILE = "chain.json"  # the tasks of a run, for those who watch it
 
 
 def run_tasks(

@@ -20,9 +20,12 @@ from volara.blockwise import BlockwiseTask
 
 from custom.blockwise.clients import process_served_blocks
 from custom.blockwise.lifelines import end_with_server
-from custom.blockwise.records import ProcessBlock, recorded
+from custom.blockwise.marks import MARKS, count_done
+from custom.blockwise.records import recorded
 from custom.blockwise.workers import BlockWorker, LocalWorker, log_here
 from custom.files import write_atomically
+
+ProcessBlock = Callable[[daisy.Block], None]
 
 TASK_FILE = "task.json"  # in the state's folder of a task: what a worker process needs
 
@@ -138,7 +141,7 @@ class Tracked(BlockwiseTask, ABC):
 
     def check_block_func(self) -> Callable[[daisy.Block], bool]:
         """Whether a block is done: one look for a file, where volara opens an array."""
-        marks = f"{self.block_ds}/c"
+        marks = f"{self.meta_dir}/{MARKS}"
 
         def is_done(block: daisy.Block) -> bool:
             return os.path.exists("/".join([marks, *map(str, self._place(block))]))
@@ -191,41 +194,31 @@ class Tracked(BlockwiseTask, ABC):
                 thread.result()
 
 
-def count_done(meta_dir: Path) -> int:
-    """Number of a task's blocks that are done.
-
-    Args:
-        meta_dir: of the task.
-    """
-    marks = meta_dir / "blocks_done.zarr" / "c"
-    walk = os.walk(marks)
-    return sum(name.isdecimal() for _, _, names in walk for name in names)
-
-
 def describe(task: Tracked) -> dict[str, Any]:
     """A task as plain JSON, for another process; ``described`` makes it from that."""
     settings = json.loads(task.model_dump_json(exclude={"worker_config"}))
     worker = task.worker_config
     return {
-        "class": _path_of(task),
+        "class": path_of(task),
         "settings": settings,
-        "worker": worker
-        and {"class": _path_of(worker), "settings": worker.model_dump(mode="json")},
+        "worker": worker and {"class": path_of(worker), "settings": worker.model_dump(mode="json")},
     }
 
 
 def described(description: Mapping[str, Any]) -> Tracked:
     """The task that ``describe`` described."""
-    task: Tracked = _class_at(description["class"]).model_validate(description["settings"])
+    task: Tracked = class_at(description["class"]).model_validate(description["settings"])
     if worker := description["worker"]:
-        task.worker_config = _class_at(worker["class"]).model_validate(worker["settings"])
+        task.worker_config = class_at(worker["class"]).model_validate(worker["settings"])
     return task
 
 
-def _path_of(thing: object) -> str:
+def path_of(thing: object) -> str:
+    """Module and name of the class of an object."""
     return f"{type(thing).__module__}:{type(thing).__qualname__}"
 
 
-def _class_at(path: str) -> Any:
+def class_at(path: str) -> Any:
+    """The class that ``path_of`` named."""
     module, name = path.split(":")
     return getattr(import_module(module), name)

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from custom.blockwise.freshness import IDENTITY
+from custom.blockwise.runs import run_tasks
+from tests.blockwise.counting import Counting
+
+
+class Kept(Counting):
+    """Its output is the folder, which somebody may have removed."""
+
+    def outputs_exist(self) -> bool:
+        return self.folder.exists()
+
+
+def chain(folder: Path, **changes: Any) -> list[Counting]:
+    """Three tasks; ``changes`` are of the second."""
+    state = folder / "state"
+    return [
+        Kept(
+            state_dir=state,
+            name=name,
+            folder=folder / name,
+            **{"identity": {"bias": 1}, **(changes if name == "b" else {})},
+        )
+        for name in "abc"
+    ]
+
+
+def times(folder: Path) -> dict[str, set[int]]:
+    """How often the blocks of each task were processed since they were dropped, or all at all."""
+    return {
+        name: {len(path.read_text().split()) for path in (folder / name).iterdir()}
+        for name in "abc"
+    }
+
+
+def mark(folder: Path) -> None:
+    """Leave a file that vanishes when the outputs of a task are dropped."""
+    for name in "abc":
+        (folder / name / "old").write_text("1\n")
+
+
+def dropped(folder: Path) -> str:
+    return "".join(name for name in "abc" if not (folder / name / "old").exists())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"identity": {"bias": 2}}, "changed since the last run: bias"),
+        ({"block": (20, 10, 20)}, "changed since the last run: block size"),
+        ({"shape": (20, 30, 60)}, "changed since the last run: shape"),
+    ],
+)
+def test_what_changed_begins_anew_with_all_that_follows_and_nothing_before(
+    changes: dict[str, Any], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    run_tasks(chain(tmp_path, **changes), tmp_path / "state")
+    assert f"b begins anew, and all after it; {said}" in caplog.text
+    assert dropped(tmp_path) == "bc"
+    assert times(tmp_path) == {name: {1} for name in "abc"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"settings": 1}', None])
+def test_a_task_whose_record_is_damaged_begins_anew(content: str | None, tmp_path: Path) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    record = tmp_path / "state" / "b" / IDENTITY
+    record.unlink()
+    if content is not None:
+        record.write_text(content)
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    assert dropped(tmp_path) == "bc"
+
+
+def test_a_task_whose_output_is_gone_begins_anew(tmp_path: Path) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    for path in (tmp_path / "b").iterdir():
+        path.unlink()
+    (tmp_path / "b").rmdir()
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    assert dropped(tmp_path) == "bc"
+    assert times(tmp_path) == {"a": {1}, "b": {1}, "c": {1}}
+
+
+def test_a_task_that_ran_without_those_after_it_is_no_longer_what_they_were_made_from(
+    tmp_path: Path,
+) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    changed = chain(tmp_path, identity={"bias": 2})
+    run_tasks(changed[:2], tmp_path / "state")
+    assert dropped(tmp_path) == "b"
+    run_tasks(changed, tmp_path / "state")
+    assert dropped(tmp_path) == "bc"
+
+
+@pytest.mark.parametrize("drops", [0, 1])
+def test_a_run_that_is_killed_while_it_begins_anew_mixes_nothing(
+    drops: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    drop, left = Counting.drop_artifacts, [drops]
+
+    def drop_or_die(task: Counting) -> None:
+        if not left[0]:
+            raise SystemError("killed")
+        left[0] -= 1
+        drop(task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "drop_artifacts", drop_or_die)
+        with pytest.raises(SystemError, match="killed"):
+            run_tasks(chain(tmp_path, identity={"bias": 2}), tmp_path / "state")
+    run_tasks(chain(tmp_path, identity={"bias": 2}), tmp_path / "state")
+    assert dropped(tmp_path) == "bc"
+
+
+def test_what_is_recorded_is_json_that_a_person_can_read(tmp_path: Path) -> None:
+    run_tasks(chain(tmp_path), tmp_path / "state")
+    record = json.loads((tmp_path / "state" / "b" / IDENTITY).read_text())
+    assert record["settings"] == {"bias": 1}
+    assert record["blocks"]["block size"] == [10, 20, 20]
