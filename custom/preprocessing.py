@@ -1,20 +1,13 @@
 """The preprocessing run: features, raw and labels of every entry of a datalist into a cache."""
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from funlib.geometry.roi import Roi
-from tqdm import tqdm
 
-import custom
 from custom.cached_targets import update_targets
 from custom.datalist import SECTIONS, OpenEntry, open_entry, parse_datalist, place_entry
 from custom.datalist_entry import DatalistEntry
@@ -25,34 +18,29 @@ from custom.features.batching import checked_windows_at_once
 from custom.features.cache_basis import stored_or_fitted
 from custom.features.cache_files import (
     COMPRESSIONS,
-    VOXEL_CHUNK,
     Json,
     VolumeFiles,
     bytes_on_disk,
     copy_of,
     entry_of,
     read_json,
-    slabs,
     volumes_in,
 )
 from custom.features.cache_lock import exclusive
-from custom.features.cache_writer import VolumeWriter
 from custom.features.copies import CopyPlan, plan_copies
-from custom.features.dense_writer import DenseVolumeWriter
-from custom.features.extraction import PlaneExtraction
-from custom.features.intensity import IntensityWindow, to_uint8
+from custom.features.intensity import IntensityWindow
 from custom.features.pca import PcaBasis
 from custom.features.pca_fit import fit_basis
 from custom.features.reduced import unreduced, with_basis
-from custom.features.settings import asked_of, complete_settings, load_backbone_and_spec
+from custom.features.settings import asked_of, load_backbone_and_spec
 from custom.features.spec import FeatureSpec
 from custom.features.target_files import TARGET_CHUNK
 from custom.targets.settings import parse_target_settings
 from custom.volume_jobs import VolumeJob, in_chunks
+from custom.volume_making import VolumeMaker
+from custom.workforce import WORKERS_STATE, Workforce
 
 logger = logging.getLogger(__name__)
-
-PACKAGES = ("monai", "torch", "transformers", "tensorstore", "numpy")
 
 
 class Preprocessor:
@@ -78,6 +66,7 @@ class Preprocessor:
             as they are.
         copies: changed copies of the training volumes; none when left out.
         on_start: called when all is checked, before anything is computed.
+        workforce: who writes the volumes; this process when left out.
 
     Raises:
         InputError: an unknown section or compression, windows_at_once is no such number, a mistake
@@ -99,7 +88,9 @@ class Preprocessor:
         targets: Mapping[str, Any] | None = None,
         copies: CopyPlan | None = None,
         on_start: Callable[[], object] | None = None,
+        workforce: Workforce | None = None,
     ) -> None:
+        self.workforce = workforce or Workforce()
         self.copies = copies or plan_copies(0, {})
         self.on_start = on_start
         self.targets = None if targets is None else parse_target_settings(targets)
@@ -143,18 +134,21 @@ class Preprocessor:
         with exclusive(self.cache_dir):
             if self.on_start is not None:
                 self.on_start()
+            self._forget_earlier_run()
             self._remove_leftovers(jobs)
             for job in pending:
                 job.mark_unfinished()
             if spec.pca is not None:
                 basis = self._basis(jobs, backbone, spec, windows)
                 backbone, spec = with_basis(backbone, spec, basis, self.cache_dir)
+            wanted = []
             for job in jobs:
                 if job.id not in windows or job.is_kept(spec):
                     job.files.remove_progress()
                     logger.info("%s: finished, kept", job.name)
                 else:
-                    self._make(job, backbone, spec, windows[job.id])
+                    wanted.append((job, windows[job.id]))
+            self._make(wanted, backbone, spec)
             if self.targets is not None:
                 update_targets(self.cache_dir, self.targets, self.show_progress)
         return [job.files.arrays for job in jobs]
@@ -242,6 +236,13 @@ class Preprocessor:
             if not files.finished:
                 files.remove()
 
+    def _forget_earlier_run(self) -> None:
+        """State of a run with workers that was killed."""
+        if (self.cache_dir / WORKERS_STATE).exists():
+            from custom.blockwise.caching import forget_earlier_run  # imports volara: slow
+
+            forget_earlier_run(self.cache_dir)
+
     def _strangers(self, jobs: Sequence[VolumeJob]) -> list[VolumeFiles]:
         """Volumes that are none of the jobs'."""
         wanted = {job.files.index for job in jobs}
@@ -290,73 +291,34 @@ class Preprocessor:
         return stored_or_fitted(self.cache_dir, [FeatureSpec.from_json(f) for f in found], fit)
 
     def _make(
-        self, job: VolumeJob, backbone: Backbone, spec: FeatureSpec, window: IntensityWindow
-    ) -> None:
-        """Write one volume."""
-        started = time.perf_counter()
-        request = {
-            **job.source(),
-            "features": spec.to_json(),
-            "settings": complete_settings(self.features),
-            "intensity_window": list(window),
-            "raw_rule": job.raw_rule,
-            "backbone_seed": backbone.seed,
-        }
-        kind = DenseVolumeWriter if spec.layout == "dense" else VolumeWriter
-        writer = kind(job.files, request, self.compression)
-        if writer.resumed:
-            logger.info("%s: taken up again", job.name)
-        job, window = job.changed(window)
-        _write_voxels(writer, job.opened, window)
-        windows, planes = self._write_planes(writer, job, backbone, spec, window)
-        seconds = time.perf_counter() - started
-        writer.finish(
-            {
-                "planes": planes,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "timing": {
-                    "seconds": round(seconds, 3),
-                    "windows": windows,
-                    "resumed": writer.resumed,
-                },
-                "versions": {"custom": custom.__version__, **{p: version(p) for p in PACKAGES}},
-            }
-        )
-        logger.info("%s: finished, %d windows, %.1f s", job.name, windows, seconds)
-
-    def _write_planes(
         self,
-        writer: VolumeWriter,
-        job: VolumeJob,
+        wanted: Sequence[tuple[VolumeJob, IntensityWindow]],
         backbone: Backbone,
         spec: FeatureSpec,
-        window: IntensityWindow,
-    ) -> tuple[int, Json]:
-        """Write the features; returns the number of windows computed, and where the grids lie."""
-        box = job.raw_box(window)
-        planes = {
-            plane: PlaneExtraction(box, backbone, spec, plane, self.windows_at_once)
-            for plane in spec.planes
+    ) -> None:
+        """Write volumes, each with its intensity window."""
+        if self.workforce.workers is not None:
+            self._make_with_workers(wanted)
+            return
+        options = (self.compression, self.windows_at_once, self.show_progress)
+        maker = VolumeMaker(backbone, spec, self.features, *options)
+        for job, window in wanted:
+            maker.make(job, window)
+
+    def _make_with_workers(self, wanted: Sequence[tuple[VolumeJob, IntensityWindow]]) -> None:
+        from custom.blockwise.caching import cache_with_workers, pending  # imports volara: slow
+
+        settings = {
+            "datalist": self.datalist.absolute(),
+            "backbone": str(self.backbone) if isinstance(self.backbone, Path) else self.backbone,
+            "features": self.features,
+            "device": self.workforce.device(str(self.device)),
+            "compile": self.compile,
+            "compression": self.compression,
+            "windows_at_once": self.windows_at_once,
         }
-        done = {p: writer.create_tokens(p, e.shape, spec.dtype) for p, e in planes.items()}
-        total = sum(extraction.num_windows for extraction in planes.values())
-        initial = sum(done[p] * e.windows_per_slice for p, e in planes.items())
-        with tqdm(
-            total=total,
-            initial=initial,
-            unit="window",
-            desc=job.files.name,
-            disable=not self.show_progress,
-        ) as bar:
-            for plane, extraction in planes.items():
-                for begin, slab in extraction.slabs(done[plane], bar.update):
-                    writer.write_tokens(plane, begin, slab)
-                writer.complete_tokens(plane)
-        placements = {p: (e.lattice.start, e.lattice.step) for p, e in planes.items()}
-        if isinstance(writer, DenseVolumeWriter):
-            writer.combine(placements, self.show_progress)
-        placed = {p: {"start": list(a), "step": list(b)} for p, (a, b) in placements.items()}
-        return total - initial, placed
+        volumes = [pending(job, window) for job, window in wanted]
+        cache_with_workers(volumes, self.workforce, self.cache_dir, settings)
 
 
 def _identity(entry: Json) -> tuple[str, int]:
@@ -367,28 +329,3 @@ def _identity(entry: Json) -> tuple[str, int]:
 def _by_id(jobs: Sequence[VolumeJob]) -> dict[str, VolumeJob]:
     """One job per entry."""
     return {job.id: job for job in jobs}
-
-
-def _write_voxels(writer: VolumeWriter, opened: OpenEntry, window: IntensityWindow) -> None:
-    """Write raw, and labels with their mask, some sections at a time."""
-    shape = tuple(opened.roi.shape)
-    done = writer.create_voxels("raw", shape, np.uint8)
-    for begin, end in slabs(shape[0], VOXEL_CHUNK[0], done):
-        raw = opened.read_raw(_sections(opened.roi, begin, end))
-        writer.write_voxels("raw", begin, to_uint8(raw, window))
-    if opened.labels is None:
-        return
-    ids = opened.label_ids()
-    writer.write_table("gt_ids", ids)
-    done = writer.create_voxels("gt", shape, np.uint32)
-    writer.create_voxels("mask", shape, np.bool_)
-    for begin, end in slabs(shape[0], VOXEL_CHUNK[0], done):
-        labels, annotated = opened.read_labels(_sections(opened.roi, begin, end))
-        writer.write_voxels("mask", begin, annotated)
-        writer.write_voxels("gt", begin, np.searchsorted(ids, labels).astype(np.uint32))
-
-
-def _sections(roi: Roi, begin: int, end: int) -> Roi:
-    """Sections ``begin`` to ``end`` of a box."""
-    z, y, x = roi.offset
-    return Roi((z + begin, y, x), (end - begin, *roi.shape[1:]))

@@ -11,7 +11,7 @@ import torch
 import zarr
 from funlib.geometry.roi import Roi
 
-from custom import preprocessing
+from custom import volume_making
 from custom.datalist import SECTIONS
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
@@ -207,7 +207,7 @@ def test_fewer_copies_are_refused_until_they_are_pruned(
     datalist: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache_dir = shutil.copytree(copied, tmp_path / "cache")
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     with pytest.raises(
         InputError,
         match=r"volume_000004, copy 2 of entry 'a', but augmented_copies "

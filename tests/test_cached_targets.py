@@ -12,7 +12,7 @@ import torch
 from funlib.geometry.roi import Roi
 from monai.transforms import Compose
 
-from custom import cached_targets, preprocessing
+from custom import cached_targets, volume_making
 from custom.augmentation import RandOrientationd
 from custom.cached_targets import refuse_other_targets, remove_targets, update_targets
 from custom.datasets import CropDataset
@@ -252,7 +252,7 @@ def test_preprocessing_makes_targets_and_their_settings_never_extract_again(
     datalist, cache_dir = write_datalist(tmp_path / "data"), tmp_path / "cache"
     preprocessor(datalist, cache_dir).run()
     before = {p: p.stat().st_mtime_ns for p in cache_dir.rglob("c/**/*") if p.is_file()}
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     for sigma in (10.0, 20.0, None):
         targets = {**TARGETS, "lsd_sigma_nm": sigma}
         preprocessor(datalist, cache_dir, targets=targets).run()

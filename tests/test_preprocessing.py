@@ -12,7 +12,7 @@ import zarr
 from funlib.geometry.roi import Roi
 from monai.bundle import ConfigParser
 
-from custom import preprocessing
+from custom import preprocessing, volume_making
 from custom.datalist import SECTIONS
 from custom.errors import InputError
 from custom.features.cache import CachedVolume, open_cache
@@ -185,7 +185,7 @@ def test_a_finished_cache_is_kept_and_says_so(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
     with caplog.at_level("INFO"):
         preprocessor(datalist, finished).run()
@@ -380,7 +380,7 @@ def test_unfinished_volumes_of_a_longer_datalist_are_removed(
 def test_everything_is_checked_before_the_first_forward_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     path = write_datalist(tmp_path / "data")
     values = json.loads(path.read_text())
     del values["test"][0]["intensity_window"]
@@ -573,7 +573,7 @@ def test_int8_for_a_cache_made_as_float16_is_refused(datalist: Path, finished: P
 def test_compression_is_no_part_of_the_features(
     datalist: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     preprocessor(datalist, finished, compression="zstd").run()
     assert {v.metadata["compression"] for v in open_cache(finished)} == {"none"}
     with pytest.raises(InputError, match="compression must be one of none, lz4, zstd, got 'gzip'"):
@@ -619,7 +619,7 @@ def test_volumes_are_found_by_their_entrys_id(
     path = datalist.parent / "without_training.json"
     path.write_text(json.dumps(values))
     with monkeypatch.context() as patch:
-        patch.setattr(preprocessing, "PlaneExtraction", None)
+        patch.setattr(volume_making, "PlaneExtraction", None)
         preprocessor(path, cache_dir).run()
     preprocessor(datalist, cache_dir).run()
     assert_same_arrays(finished, cache_dir)
@@ -639,7 +639,7 @@ def test_a_folder_that_may_not_be_written_is_said(
 def test_target_settings_never_extract_again(
     datalist: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocessing, "PlaneExtraction", None)
+    monkeypatch.setattr(volume_making, "PlaneExtraction", None)
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != ".lock"}
     parser = ConfigParser()
     parser.read_config(ROOT / "bundle" / "configs" / "preprocess.json")

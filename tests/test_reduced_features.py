@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from custom import preprocessing
+from custom import preprocessing, volume_making
 from custom.errors import InputError
 from custom.features import cache_basis
 from custom.features.cache import open_cache
@@ -176,7 +176,7 @@ def test_the_basis_that_a_killed_run_has_fitted_is_used_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocessing, "_write_voxels", interrupted)
+        patch.setattr(volume_making, "_write_voxels", interrupted)
         with pytest.raises(KeyboardInterrupt):
             reduced(datalist, tmp_path).run()
     written = (tmp_path / BASIS_FILE).stat().st_mtime_ns
