@@ -207,25 +207,26 @@ def describe(task: Tracked) -> dict[str, Any]:
     settings = json.loads(task.model_dump_json(exclude={"worker_config"}))
     worker = task.worker_config
     return {
-        "class": _path_of(task),
+        "class": path_of(task),
         "settings": settings,
-        "worker": worker
-        and {"class": _path_of(worker), "settings": worker.model_dump(mode="json")},
+        "worker": worker and {"class": path_of(worker), "settings": worker.model_dump(mode="json")},
     }
 
 
 def described(description: Mapping[str, Any]) -> Tracked:
     """The task that ``describe`` described."""
-    task: Tracked = _class_at(description["class"]).model_validate(description["settings"])
+    task: Tracked = class_at(description["class"]).model_validate(description["settings"])
     if worker := description["worker"]:
-        task.worker_config = _class_at(worker["class"]).model_validate(worker["settings"])
+        task.worker_config = class_at(worker["class"]).model_validate(worker["settings"])
     return task
 
 
-def _path_of(thing: object) -> str:
+def path_of(thing: object) -> str:
+    """Module and name of the class of an object."""
     return f"{type(thing).__module__}:{type(thing).__qualname__}"
 
 
-def _class_at(path: str) -> Any:
+def class_at(path: str) -> Any:
+    """The class that ``path_of`` named."""
     module, name = path.split(":")
     return getattr(import_module(module), name)
