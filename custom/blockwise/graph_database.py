@@ -1,0 +1,270 @@
+"""The graph of a run's fragments in volara's databases: SQLite in a file, or PostgreSQL."""
+
+import base64
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psycopg2
+from funlib.persistence.graphs import PgSQLGraphDatabase, SQLiteGraphDataBase
+from funlib.persistence.graphs.sql_graph_database import SQLGraphDataBase
+from numpy.typing import NDArray
+from pydantic import Field
+from volara.dbs import PostgreSQL, SQLite
+
+from custom.errors import InputError
+from custom.files import write_atomically
+from custom.json_fields import check_keys
+from custom.segmentation.region_graph import RegionGraph
+
+NODE_ATTRIBUTES: dict[str, str | int] = {"affinity": "float", "is_open": "bool"}
+EDGE_ATTRIBUTES: dict[str, str | int] = {"contacts": "int", "agreed": "int", "links": "str"}
+DATABASE_KEYS = ("host", "port", "name", "user", "password_env")
+OWNER_FILE = "graph_owner.txt"
+OWNER_TABLE = "emseg_owner"
+LOCK_TIMEOUT_MS = 600_000  # a worker waits this long for others that write to the file
+CONNECT_TIMEOUT_S = "10"
+
+
+class SqliteGraph(SQLite):
+    """A graph in a file of the run's own state."""
+
+    node_attrs: dict[str, str | int] | None = NODE_ATTRIBUTES
+    edge_attrs: dict[str, str | int] | None = EDGE_ATTRIBUTES
+
+    def open(self, mode: str = "r") -> SQLiteGraphDataBase:
+        """The database; workers wait for each other's writes."""
+        database = super().open(mode)
+        database.con.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
+        return database
+
+    def claim(self) -> None:
+        """Nothing: the file lies in the run's folder."""
+
+
+class PostgresGraph(PostgreSQL):
+    """A graph in a PostgreSQL database that belongs to one run and volume alone.
+
+    Args:
+        password_env: environment variable with the password, for every process that connects.
+        owner: the run's own mark, which lies in the database, too.
+    """
+
+    node_attrs: dict[str, str | int] | None = NODE_ATTRIBUTES
+    edge_attrs: dict[str, str | int] | None = EDGE_ATTRIBUTES
+    password_env: str | None = None
+    owner: str
+
+    def open(self, mode: str = "r") -> PgSQLGraphDatabase:
+        """The database.
+
+        Raises:
+            InputError: it cannot be reached.
+        """
+        with self._errors_in_a_sentence():
+            known = self.model_copy(update={"password": self._password()})
+            return PostgreSQL.open(known, mode)
+
+    def claim(self) -> None:
+        """Make the database this run's, where it is nobody's.
+
+        Raises:
+            InputError: it cannot be reached, or it holds something else.
+        """
+        with self._errors_in_a_sentence():
+            self._create()
+            with closing(self._connect(self.name)) as connection, connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+                )
+                tables = [name for (name,) in cursor.fetchall()]
+                if OWNER_TABLE not in tables and not tables:
+                    cursor.execute(f"CREATE TABLE {OWNER_TABLE} (run VARCHAR)")
+                    cursor.execute(f"INSERT INTO {OWNER_TABLE} VALUES (%s)", (self.owner,))
+                    connection.commit()
+                    return
+                self._refuse_others(cursor, tables)
+
+    def _refuse_others(self, cursor: Any, tables: list[str]) -> None:
+        if OWNER_TABLE not in tables:
+            holds = f"tables that are not of this project ({', '.join(sorted(tables)[:3])})"
+        else:
+            cursor.execute(f"SELECT run FROM {OWNER_TABLE}")
+            if cursor.fetchone() == (self.owner,):
+                return
+            holds = "the graph of another run"
+        raise InputError(
+            f"database '{self.name}' on {self.host} holds {holds}: give database another name, or "
+            f"drop it yourself if nobody needs it."
+        )
+
+    def _create(self) -> None:
+        """Create the database where it is missing."""
+        with closing(self._connect("postgres")) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (self.name,))
+            if cursor.fetchone() is None:
+                connection.rollback()
+                connection.autocommit = True
+                cursor.execute(f"CREATE DATABASE {self.name}")
+
+    def _connect(self, name: str) -> Any:
+        return psycopg2.connect(
+            host=self.host,
+            port=self.port,
+            dbname=name,
+            user=self.user,
+            password=self._password(),
+            connect_timeout=CONNECT_TIMEOUT_S,
+        )
+
+    def _password(self) -> str | None:
+        if self.password_env is None:
+            return None
+        if self.password_env not in os.environ:
+            raise InputError(
+                f"database.password_env names the environment variable {self.password_env}, which "
+                f"is not set: set it to the password."
+            )
+        return os.environ[self.password_env]
+
+    @contextmanager
+    def _errors_in_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg2.OperationalError, psycopg2.ProgrammingError) as error:
+            said = " ".join(str(error).split())
+            where = f"'{self.name}' on {self.host}, port {self.port or 5432}"
+            raise InputError(
+                f"database {where} cannot be used: {said}; check database.host, port, user and "
+                f"password_env, or leave database out to keep the graph in a file."
+            ) from error
+
+
+Graph = Annotated[SqliteGraph | PostgresGraph, Field(discriminator="db_type")]
+
+
+def graph_of(database: Mapping[str, Any] | None, state_dir: Path, volume: str) -> Graph:
+    """Where the graph of a volume lies; another run's is refused.
+
+    Args:
+        database: None: a file in ``state_dir``; else of a PostgreSQL server ``host``, ``name`` and
+            where needed ``port``, ``user`` and ``password_env``. Every volume has a database of its
+            own there: ``<name>_<volume>``.
+        state_dir: folder of the run's state.
+        volume: id of the volume.
+
+    Raises:
+        InputError: a key is unknown, or the database cannot be used.
+    """
+    if database is None:
+        return SqliteGraph(path=state_dir / "graph.db")
+    check_keys(database, DATABASE_KEYS, "a key of database")
+    settings = {"host": "localhost", "name": "emseg", **database}
+    name = re.sub(r"[^a-z0-9_]+", "_", f"{settings['name']}_{volume}".lower())
+    if not re.match("[a-z_]", name) or len(name) > 63:
+        raise InputError(
+            f"database.name and the volume's id give the name '{name}' of a database, which must "
+            f"begin with a letter and have at most 63 characters: change database.name."
+        )
+    graph = PostgresGraph(**{**settings, "name": name}, owner=_owner(state_dir))
+    graph.claim()
+    return graph
+
+
+def _owner(state_dir: Path) -> str:
+    """The run's mark, made when it is first needed."""
+    path = state_dir / OWNER_FILE
+    if not path.exists():
+        write_atomically(path, uuid.uuid4().hex.encode())
+    return path.read_text().strip()
+
+
+def write_nodes(database: SQLGraphDataBase, nodes: RegionGraph, positions: NDArray[Any]) -> None:
+    """Write fragments; those that are there stay as they are.
+
+    Args:
+        database: open for writing.
+        nodes: a graph without edges.
+        positions: (N, 3) centres, voxels, zyx.
+    """
+    columns = (nodes.ids, positions, nodes.sizes, nodes.affinities, nodes.open)
+    names = ("position", "size", "affinity", "is_open")
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    database.write_nodes({id_: dict(zip(names, row, strict=True)) for id_, *row in rows})
+
+
+def write_edges(database: SQLGraphDataBase, graph: RegionGraph) -> None:
+    """Write edges; those that are there stay as they are.
+
+    Args:
+        database: open for writing.
+        graph: of which only ids and edges are looked at.
+    """
+    edges = {
+        (low, high): {
+            "contacts": contacts,
+            "agreed": agreed,
+            "links": _encoded(graph.levels[begin:end], graph.counts[begin:end]),
+        }
+        for (low, high), contacts, agreed, begin, end in zip(
+            graph.ids[graph.edges].tolist(),
+            graph.contacts.tolist(),
+            graph.agreed.tolist(),
+            graph.starts[:-1].tolist(),
+            graph.starts[1:].tolist(),
+            strict=True,
+        )
+    }
+    somewhere = {"position": (0, 0, 0)}  # funlib wants to see a place, and does not store it
+    database.write_edges({low: somewhere for low, _ in edges}, edges)
+
+
+def read_graph(database: SQLGraphDataBase) -> RegionGraph:
+    """The whole graph.
+
+    Args:
+        database: open for reading.
+    """
+    nodes = database.read_nodes(read_attrs=["size", *NODE_ATTRIBUTES])
+    nodes.sort(key=lambda node: int(node["id"]))
+    ids = np.array([node["id"] for node in nodes], dtype=np.uint64)
+    edges = database.read_edges(read_attrs=list(EDGE_ATTRIBUTES))
+    ends = np.array([(e["u"], e["v"]) for e in edges], dtype=np.uint64).reshape(-1, 2)
+    places = np.searchsorted(ids, ends).astype(np.int64)
+    order = np.lexsort((places[:, 1], places[:, 0]))
+    edges = [edges[i] for i in order.tolist()]
+    contacts, agreed = (
+        np.array([edge[name] for edge in edges], dtype=np.int64) for name in ("contacts", "agreed")
+    )
+    links = [_decoded(edge["links"]) for edge in edges]
+    lengths = np.array([len(levels) for levels, _ in links], dtype=np.int64)
+    return RegionGraph(
+        ids,
+        np.array([node["size"] for node in nodes], dtype=np.int64),
+        np.array([node["affinity"] for node in nodes], dtype=np.float64),
+        np.array([node["is_open"] for node in nodes], dtype=np.bool_),
+        places[order],
+        contacts,
+        agreed,
+        np.append(0, np.cumsum(lengths)),
+        np.concatenate([np.empty(0, dtype=np.uint8), *(levels for levels, _ in links)]),
+        np.concatenate([np.empty(0, dtype=np.int64), *(counts for _, counts in links)]),
+    )
+
+
+def _encoded(levels: NDArray[np.uint8], counts: NDArray[np.int64]) -> str:
+    """A histogram as text: its levels, a byte each, and its counts, four bytes each."""
+    return base64.b64encode(levels.tobytes() + counts.astype("<u4").tobytes()).decode()
+
+
+def _decoded(text: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Levels and counts of a histogram."""
+    content = base64.b64decode(text)
+    number = len(content) // 5
+    levels = np.frombuffer(content, np.uint8, number)
+    return levels, np.frombuffer(content, "<u4", number, number).astype(np.int64)
