@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -173,7 +174,8 @@ def _predicted(opened: OpenEntry, output_dir: Path, method: SegmentationMethod) 
             f"affinity_offsets: {found}, not {wanted}."
         )
     _, shift, roi = segmentation_of(opened, output_dir)
-    changed = max(file.stat().st_mtime_ns for file in (store, path, *path.iterdir()))
+    folders = [folder for folder, _, _ in os.walk(path)]
+    changed = max(os.stat(folder).st_mtime_ns for folder in folders)
     said = json.dumps([changed, list(roi.offset), list(roi.shape), entry.truth], default=str)
     identity = hashlib.sha256(said.encode()).hexdigest()[:16]
     return Predicted(opened, path, roi, roi.shift(-shift), identity)

@@ -43,7 +43,9 @@ def write_tuning_report(
     chart = scatter("VOI in bits, every setting", "merge", "split", points, chosen)
     order = sorted(range(len(grid)), key=lambda i: (i != chosen, means[i]["cremi"]))[:SHOWN]
     names = ("voi", "voi_split", "voi_merge", "adapted_rand")
-    rows = [[_text(grid[i]), *(means[i][name] for name in names)] for i in order]
+    rows: list[list[str | float]] = [
+        [_text(grid[i]), *(means[i][name] for name in names)] for i in order
+    ]
     explained = (
         "0 is perfect. The setting with the ring has the lowest geometric mean of VOI and adapted "
         "Rand error; it is stored with the model."

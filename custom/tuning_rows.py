@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from custom.files import write_atomically
 from custom.metrics import SCORES
 
 KEYS = ("volume", "prediction", "method", "settings")
@@ -58,16 +59,20 @@ class ScoreTable:
         """Write a row, and remember it."""
         known = {name: float(scores[name]) for name in SCORES}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        begun = self.path.exists()
-        whole = not begun or self.path.read_bytes().endswith(b"\n")
+        _drop_torn_row(self.path)
         with self.path.open("a", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            if not whole:
-                file.write("\n")
-            if not begun:
+            if not file.tell():
                 writer.writerow(COLUMNS)
             writer.writerow([*tried.key, *(repr(known[name]) for name in SCORES)])
         self.rows[tried.key] = known
+
+
+def _drop_torn_row(path: Path) -> None:
+    """Cut a file's last row where a kill has cut it short."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        write_atomically(path, content[: content.rfind(b"\n") + 1])
 
 
 def _read(path: Path) -> dict[Key, dict[str, float]]:

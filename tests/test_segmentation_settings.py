@@ -30,7 +30,9 @@ def test_a_model_without_settings_leaves_any_method_as_it_is(described):
 def test_settings_of_a_model_from_before_there_were_others_are_of_the_mutex_watershed():
     described = {SETTINGS: {"bias": -0.25}}
     assert chosen_method(described, MUTEX).bias == -0.25
-    with pytest.raises(InputError, match=r"of MutexWatershedSegmenter.* is ComponentSegmenter: lay"):
+    with pytest.raises(
+        InputError, match=r"of MutexWatershedSegmenter.* is ComponentSegmenter: lay"
+    ):
         chosen_method(described, COMPONENTS)
 
 
