@@ -1,17 +1,19 @@
 """How the voxels of truth and segmentation are counted: in blocks, by whom, and when anew."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from custom.comparison import Comparison
 from custom.contingency import Table
 from custom.datalist_entry import DatalistEntry
+from custom.errors import InputError
 from custom.file_stamps import file_stamp
 from custom.json_fields import per_axis, whole_number
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from custom.blockwise.workers import BlockWorker
+
 
 BLOCK = 128
 TASK = "contingency"
@@ -25,11 +27,13 @@ class Counting:
 
     Args:
         block_size: voxels along an edge, or z, y, x; None: 128.
-        workers: processes of this machine; None: this process alone.
+        workers: processes that count; None: this process alone.
         retries: how often a block that failed is tried again.
+        cluster: "lsf" or "slurm", where the workers run; None: on this machine.
+        cluster_settings: of the cluster's jobs.
 
     Raises:
-        InputError: a setting is no such number.
+        InputError: a setting that is none, a cluster without workers; see ``cluster_worker``.
     """
 
     def __init__(
@@ -37,11 +41,19 @@ class Counting:
         block_size: int | Sequence[int] | None = None,
         workers: int | None = None,
         retries: int = 2,
+        cluster: str | None = None,
+        cluster_settings: Mapping[str, Any] | None = None,
     ) -> None:
         z, y, x = per_axis(BLOCK if block_size is None else block_size, "block_size")
         self.block_size = (z, y, x)
         self.workers = None if workers is None else whole_number(workers, 1, "workers")
         self.retries = whole_number(retries, 0, "retries")
+        if cluster is not None and workers is None:
+            raise InputError(
+                f"cluster is {cluster!r}, but workers is null: say how many jobs there shall be at "
+                "a time."
+            )
+        self.worker = None if cluster is None else _cluster_worker(cluster, cluster_settings)
 
     def table(self, comparison: Comparison, datalist: Path, section: str, eval_dir: Path) -> Table:
         """The table of all voxels of a comparison.
@@ -64,6 +76,7 @@ class Counting:
             name=TASK,
             identity=self._identity(comparison),
             retries=self.retries,
+            worker_config=self.worker,
             datalist=datalist.absolute(),
             section=section,
             entry_id=entry.id,
@@ -74,7 +87,7 @@ class Counting:
             per_section=comparison.per_section,
             faces=not comparison.classes,
         )
-        run_tasks([task], task.state_dir, self.workers)
+        run_tasks([task], task.state_dir, self.workers, key="eval_dir")
         return task.merged()
 
     def _identity(self, comparison: Comparison) -> dict[str, Any]:
@@ -88,6 +101,12 @@ class Counting:
             "per_section": comparison.per_section,
             "classes": list(comparison.classes),
         }
+
+
+def _cluster_worker(cluster: str, settings: Mapping[str, Any] | None) -> "BlockWorker | None":
+    from custom.blockwise.cluster import cluster_worker  # imports volara, which is slow
+
+    return cluster_worker(cluster, settings)
 
 
 def _described(entry: DatalistEntry) -> dict[str, Any]:

@@ -184,6 +184,8 @@ def test_counts_begin_anew_where_what_they_are_of_changed(
         ({"block_size": 0}, "block_size must be one or three whole numbers"),
         ({"workers": 0}, "workers must be a whole number from 1 on"),
         ({"workers": "spawn"}, "workers must be a whole number from 1 on"),
+        ({"cluster": "pbs", "workers": 1}, "cluster must be null, 'lsf' or 'slurm', got 'pbs'"),
+        ({"cluster": "slurm"}, "cluster is 'slurm', but workers is null"),
         ({"retries": -1}, "retries must be a whole number from 0 on"),
     ],
 )
