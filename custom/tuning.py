@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from custom.best_setting import best_setting
+from custom.comparison import segmentation_of
 from custom.datalist import OpenEntry, entries_in, place_entry
 from custom.errors import InputError
-from custom.evaluation import segmentation_of
 from custom.metrics import SCORES, instance_scores
 from custom.model_folder import change_description, read_model
 from custom.outputs.images import is_complete

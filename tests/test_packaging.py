@@ -38,14 +38,18 @@ def declared(*extras: str) -> set[str]:
 EXTRAS = tuple(PYPROJECT["project"]["optional-dependencies"])
 
 
+STANDARD = set(sys.stdlib_module_names)
+
+
 def third_party_imports(folder: Path) -> dict[str, set[str]]:
     """Packages that are neither ours nor Python's own, with the files that import them."""
     found: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*.py")):
+        beside = {neighbour.stem for neighbour in path.parent.glob("*.py")}  # of a program's file
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [f"{node.module}"] if isinstance(node, ast.ImportFrom) else []
-            for top in {name.split(".")[0] for name in names} - OURS - set(sys.stdlib_module_names):
+            for top in {name.split(".")[0] for name in names} - OURS - beside - STANDARD:
                 found.setdefault(top, set()).add(str(path.relative_to(ROOT)))
     return found
 

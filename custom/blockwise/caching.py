@@ -13,9 +13,8 @@ from funlib.geometry import Coordinate, Roi
 from pydantic import BaseModel
 
 from custom.blockwise.presence import wait_until_alone
-from custom.blockwise.records import ProcessBlock
 from custom.blockwise.runs import run_tasks
-from custom.blockwise.tracked import Tracked
+from custom.blockwise.tracked import ProcessBlock, Tracked
 from custom.datalist import open_entry, parse_datalist
 from custom.errors import InputError
 from custom.features.cache_files import VolumeFiles
@@ -128,7 +127,7 @@ class CacheVolumes(Tracked):
         """
         entries = parse_datalist(self.datalist).section(volume.section)
         (entry,) = (entry for entry in entries if entry.id == volume.id)
-        change = volume.change and IntensityChange(**volume.change)
+        change = IntensityChange(**volume.change) if volume.change else None
         files = VolumeFiles(self.cache_dir, volume.index)
         return VolumeJob(files, volume.section, open_entry(entry), volume.copy_number, change)
 

@@ -10,8 +10,7 @@ import daisy
 import numpy as np
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.records import ProcessBlock
-from custom.blockwise.tracked import Tracked
+from custom.blockwise.tracked import ProcessBlock, Tracked
 from custom.comparison import Comparison, comparison_of
 from custom.contingency import COLUMNS, Table, Tally, added, table_of
 from custom.files import write_atomically

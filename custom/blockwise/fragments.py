@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import AFFINITIES, FRAGMENTS, SEAMS, ChainTask, block_chunks
 from custom.blockwise.graph_database import write_nodes
-from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import ProcessBlock
 from custom.outputs import images
 from custom.segmentation.fragments import Cut, short_range_mean, touching
 from custom.segmentation.method import Triple

@@ -11,7 +11,7 @@ from volara.lut import LUT
 
 from custom.blockwise.chain import ChainTask
 from custom.blockwise.graph_database import read_graph
-from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import ProcessBlock
 from custom.segmentation.method import SegmentationMethod
 from custom.segmentation.region_graph import RegionGraph, contracted
 from custom.segmentation.settling import numbered, uncut

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import daisy
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.records import ProcessBlock
-from custom.blockwise.tracked import Tracked
+from custom.blockwise.tracked import ProcessBlock, Tracked
 from custom.files import write_atomically
 from custom.outputs.images import SEGMENTATION
 from custom.outputs.objects import (

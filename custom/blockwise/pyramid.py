@@ -9,8 +9,7 @@ from typing import Any, Literal
 import daisy
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.records import ProcessBlock
-from custom.blockwise.tracked import Tracked
+from custom.blockwise.tracked import ProcessBlock, Tracked
 from custom.outputs.images import remove_levels
 from custom.outputs.levels import LevelMaker, passes
 from custom.outputs.pyramids import Shape, levels_of

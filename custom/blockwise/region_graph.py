@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import AFFINITIES, FRAGMENTS, SEAMS, ChainTask
 from custom.blockwise.graph_database import write_edges
-from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import ProcessBlock
 from custom.segmentation.fragments import Offset, linked_axes
 from custom.segmentation.method import SegmentationMethod, reach
 from custom.segmentation.region_graph import RegionGraph, link_histograms, linked_pairs

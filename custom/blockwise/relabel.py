@@ -13,7 +13,7 @@ from volara.lut import LUT
 
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import FRAGMENTS, ChainTask
-from custom.blockwise.records import ProcessBlock
+from custom.blockwise.tracked import ProcessBlock
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
 

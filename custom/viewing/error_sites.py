@@ -10,9 +10,9 @@ import numpy as np
 from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
+from custom.comparison import segmentation_of
 from custom.datalist import OpenEntry
 from custom.error_map import MERGE, MISSING, SPLIT
-from custom.evaluation import segmentation_of
 from custom.viewing.pyramid import Level, Pyramid
 from custom.volumes import Volume, VolumeMetadata
 

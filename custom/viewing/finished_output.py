@@ -11,7 +11,7 @@ from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.json_fields import hint
 from custom.locations import Location, resolve
-from custom.output import MARKER
+from custom.outputs.images import MARKER
 from custom.zarr_metadata import children, find_array, read_node
 
 SEGMENTATION = "labels/segmentation"
