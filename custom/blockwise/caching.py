@@ -128,7 +128,7 @@ class CacheVolumes(Tracked):
         """
         entries = parse_datalist(self.datalist).section(volume.section)
         (entry,) = (entry for entry in entries if entry.id == volume.id)
-        change = volume.change and IntensityChange(**volume.change)
+        change = None if volume.change is None else IntensityChange(**volume.change)
         files = VolumeFiles(self.cache_dir, volume.index)
         return VolumeJob(files, volume.section, open_entry(entry), volume.copy_number, change)
 

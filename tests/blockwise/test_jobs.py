@@ -23,7 +23,7 @@ WORDS = {
 }
 
 
-@pytest.fixture(params=["lsf", "slurm"])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in ("lsf", "slurm")])
 def cluster(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -97,8 +97,9 @@ def test_a_scheduler_that_stays_away_ends_the_run(
         worker(cluster).run(task_file(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("delay_s", [0, 60], ids=["running", "waiting"])
+@pytest.mark.parametrize(
+    ("number", "delay_s"), [(signal.SIGTERM, 60), (signal.SIGINT, 0)], ids=["waiting", "running"]
+)
 def test_a_signal_ends_the_job(
     number: int,
     delay_s: float,
