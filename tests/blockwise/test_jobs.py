@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -243,3 +244,8 @@ def test_clusters_and_their_commands_are_checked(
 def test_a_command_without_an_answer_is_a_passing_fault() -> None:
     assert call(["/no/such/command"]).passing
     assert not Answer(1, "", "Invalid account").passing
+
+
+def test_ctrl_c_does_not_reach_the_schedulers_commands() -> None:
+    answer = call([sys.executable, "-S", "-c", "import os; print(os.getsid(0))"])
+    assert int(answer.said) != os.getsid(0)
