@@ -127,7 +127,7 @@ class CacheVolumes(Tracked):
         """
         entries = parse_datalist(self.datalist).section(volume.section)
         (entry,) = (entry for entry in entries if entry.id == volume.id)
-        change = IntensityChange(**volume.change) if volume.change else None
+        change = None if volume.change is None else IntensityChange(**volume.change)
         files = VolumeFiles(self.cache_dir, volume.index)
         return VolumeJob(files, volume.section, open_entry(entry), volume.copy_number, change)
 

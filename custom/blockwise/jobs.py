@@ -185,7 +185,7 @@ class ClusterWorker(BlockWorker):
             **dict.fromkeys(THREADS, self.num_cpus),
         }
         said = [f"{name}={value}" for name, value in variables.items()]
-        return shlex.join(["exec", "env", *said, *job_command(task_file)])
+        return shlex.join(["env", *said, *job_command(task_file)])
 
     def _host(self, found: str) -> str:
         """Where the cluster's nodes reach the server."""

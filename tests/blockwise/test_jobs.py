@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ WORDS = {
 }
 
 
-@pytest.fixture(params=["lsf", "slurm"])
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) for name in ("lsf", "slurm")])
 def cluster(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -97,8 +98,9 @@ def test_a_scheduler_that_stays_away_ends_the_run(
         worker(cluster).run(task_file(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("delay_s", [0, 60], ids=["running", "waiting"])
+@pytest.mark.parametrize(
+    ("number", "delay_s"), [(signal.SIGTERM, 60), (signal.SIGINT, 0)], ids=["waiting", "running"]
+)
 def test_a_signal_ends_the_job(
     number: int,
     delay_s: float,
@@ -242,3 +244,8 @@ def test_clusters_and_their_commands_are_checked(
 def test_a_command_without_an_answer_is_a_passing_fault() -> None:
     assert call(["/no/such/command"]).passing
     assert not Answer(1, "", "Invalid account").passing
+
+
+def test_ctrl_c_does_not_reach_the_schedulers_commands() -> None:
+    answer = call([sys.executable, "-S", "-c", "import os; print(os.getsid(0))"])
+    assert int(answer.said) != os.getsid(0)

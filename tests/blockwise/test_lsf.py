@@ -37,7 +37,7 @@ def test_what_is_submitted_is_what_ibm_documents(
     context = f"logdir=None:hostname=login1:port={PORT}:task_id=t:worker_id=5"
     variables = [f"DAISY_CONTEXT={context}", f"PYTHONPATH={worker_paths()}"]
     variables += [f"{name}=4" for name in THREADS]
-    assert shlex.split(call[-1]) == ["exec", "env", *variables, "true"]
+    assert shlex.split(call[-1]) == ["env", *variables, "true"]
 
 
 def test_what_is_not_said_is_left_to_the_queue(
