@@ -13,6 +13,7 @@ CUSTOM = ROOT / "custom"
 BOTTOM = {
     "affine_arrays",
     "channels",
+    "compiling",
     "datalist",
     "datalist_entry",
     "distributed",

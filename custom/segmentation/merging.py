@@ -3,10 +3,10 @@
 import heapq
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from custom.compiling import compiled, kept
 from custom.segmentation.region_graph import LEVELS, RegionGraph
 
 _Whole = NDArray[np.int64]
@@ -52,7 +52,7 @@ def merged_by_quantile(graph: RegionGraph, threshold: float, quantile: float) ->
     return np.unique(roots, return_inverse=True)[1].astype(np.int64) + 1
 
 
-@numba.njit(nogil=True)
+@kept
 def _merge(
     number: int,
     edges: _Whole,
@@ -132,19 +132,19 @@ def _merge(
     return root
 
 
-@numba.njit(nogil=True)
+@compiled
 def _entry(level: int, edge: int) -> int:
     """Entry of the heap: high levels first, then edges in their order."""
     return ((LEVELS - 1 - level) << _EDGE_BITS) | edge
 
 
-@numba.njit(nogil=True)
+@compiled
 def _pair(one: int, other: int, number: int) -> int:
     """One number for two nodes."""
     return min(one, other) * number + max(one, other)
 
 
-@numba.njit(nogil=True)
+@compiled
 def _level(levels: _Levels, counts: _Whole, begin: int, length: int, quantile: float) -> int:
     """The lowest level with at least ``quantile`` of the links at it or below."""
     total = 0
@@ -160,7 +160,7 @@ def _level(levels: _Levels, counts: _Whole, begin: int, length: int, quantile: f
     return int(levels[begin + length - 1])
 
 
-@numba.njit(nogil=True)
+@compiled
 def _pool(
     levels: _Levels, counts: _Whole, first: _Whole, length: _Whole, f: int, g: int, begin: int
 ) -> int:
@@ -182,7 +182,7 @@ def _pool(
     return k
 
 
-@numba.njit(nogil=True)
+@compiled
 def _compacted(
     levels: _Levels, counts: _Whole, first: _Whole, length: _Whole, level_of: _Whole
 ) -> tuple[Any, Any, int]:

@@ -11,13 +11,12 @@ instructions of the loops over a row.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial, wraps
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from custom.compiling import compiled as _compiled
+from custom.compiling import kept as _kept
 
 WIDTH = 32  # voxels along x at a time: two vectors of AVX-512
 TILE = (128, 64, WIDTH)  # bounds a thread's memory; larger and smaller ones were no faster
@@ -32,29 +31,6 @@ _RunArrays = tuple[_Whole, _Whole, _Whole, _Whole]  # z, y, begin, end; see Runs
 _Tile = tuple[int, int, int, int, int, int]  # z, y, x, from and to
 _Tables = tuple[_Sums, _Floats, _Floats, _Floats]  # sums of the kernel x; kernels y, z; floor
 _Scratch = tuple[_Floats, _Floats, _Whole, _Whole, _Floats, _Floats]
-
-
-def _compiled(function: Callable[..., Any], cache: bool = False) -> Callable[..., Any]:
-    """``function`` compiled when it is first called, alone or into a compiled caller."""
-    options = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "nsz"})
-    return options(cache=cache)(function)
-
-
-def _kept(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As ``_compiled``, and kept on disk for the next process where there is a place."""
-    try:
-        compiled = _compiled(function, cache=True)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        return _compiled(function)
-
-    @wraps(function)
-    def call(*arguments: Any) -> Any:
-        try:
-            return compiled(*arguments)
-        except OSError:  # no room left there: it was compiled all the same
-            return compiled(*arguments)
-
-    return call
 
 
 @_compiled

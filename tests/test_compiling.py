@@ -4,7 +4,7 @@ import numba
 import pytest
 from numba.core.caching import IndexDataCacheFile
 
-from custom.targets import moments
+from custom.compiling import kept
 
 
 def twice(number):
@@ -20,7 +20,7 @@ def test_without_a_place_to_keep_it_code_is_compiled_all_the_same(monkeypatch):
         return compile_(**options)
 
     monkeypatch.setattr(numba, "njit", njit)
-    assert moments._kept(twice)(21) == 42
+    assert kept(twice)(21) == 42
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -32,6 +32,6 @@ def test_a_full_disk_stops_nothing(monkeypatch, code):
         raise OSError(code, "no room")
 
     monkeypatch.setattr(IndexDataCacheFile, "save", save)
-    compiled = moments._kept(twice)
+    compiled = kept(twice)
     assert [compiled(21), compiled(4)] == [42, 8]
     assert saved == [code]
