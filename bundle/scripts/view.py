@@ -45,6 +45,7 @@ def view(
     truth: str | None = None,
     show: str | Sequence[str] | None = None,
     errors: bool = True,
+    eval_dir: str | None = None,
     layout: str | None = None,
     position: Sequence[float] | None = None,
     zoom: float = 1.0,
@@ -71,6 +72,8 @@ def view(
         show: layers that are visible at first: raw, affinities, lsds, fragments, segmentation,
             truth, errors, with commas, or all; "raw,segmentation" by default.
         errors: compare with the truth; False starts sooner where volumes are large.
+        eval_dir: an evaluation of these outputs, whose lists spare comparing again; without it
+            "eval" beside the outputs' folder.
         layout: 4panel, xy, xz, yz, 3d, xy-3d, or compare: a panel for every layer.
         position: voxel z,y,x of the segmentation that is in the middle.
         zoom: 1 shows all, 2 is twice as large.
@@ -101,8 +104,9 @@ def view(
             f"{', '.join(output.id for output in found)}"
         )
     wanted = _shown(show)
+    lists = None if eval_dir is None else Path(eval_dir).expanduser().absolute()
     layers = {
-        name: layers_of(output, wanted, errors and link is None)
+        name: layers_of(output, wanted, errors and link is None, lists)
         for name, output in zip(_names([o.path for o in found]), found, strict=True)
     }
     if link is not None:

@@ -1,7 +1,9 @@
 """Where a segmentation errs, computed for the boxes that are looked at, and a list of the sites."""
 
+import csv
+import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,9 @@ MOST_VOXELS = 2**30  # looked through for the errors; more take minutes
 PIECE = 2**24  # voxels of one step
 MOST_SITES = 200
 
+Pair = tuple[int, int]  # an object and a segment
+Voxel = tuple[int, int, int]
+
 Table = tuple[NDArray[np.uint64], NDArray[np.uint64]]  # keys, ascending, and their values
 
 
@@ -41,7 +46,7 @@ class Site:
     object: int
     segment: int
     voxels: int
-    voxel: tuple[int, int, int]
+    voxel: Voxel
 
     @property
     def text(self) -> str:
@@ -58,17 +63,19 @@ class Overlaps:
     Args:
         voxels: of every pair (object, segment).
         place: one voxel of every pair, in the middle of its voxels in the piece with most of them.
+        joint: another voxel of some pairs, where objects were joined.
     """
 
-    voxels: dict[tuple[int, int], int] = field(default_factory=dict)
-    place: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
-    _most: dict[tuple[int, int], int] = field(default_factory=dict)
+    voxels: dict[Pair, int] = field(default_factory=dict)
+    place: dict[Pair, Voxel] = field(default_factory=dict)
+    joint: dict[Pair, Voxel] = field(default_factory=dict)
+    _most: dict[Pair, int] = field(default_factory=dict)
 
     def add(
         self,
         truth: NDArray[np.integer],
         segmentation: NDArray[np.integer],
-        offset: tuple[int, int, int],
+        offset: Voxel,
     ) -> None:
         """Count a piece whose first voxel is at ``offset``; 0 in either counts as nothing."""
         here = np.flatnonzero((truth != 0) & (segmentation != 0))
@@ -104,7 +111,8 @@ class Overlaps:
             if segments[own] != segment:
                 found.append(Site("split", own, segment, voxels, self.place[own, segment]))
             if objects[segment] != own:
-                found.append(Site("merge", own, segment, voxels, self.place[own, segment]))
+                place = self.joint.get((own, segment), self.place[own, segment])
+                found.append(Site("merge", own, segment, voxels, place))
         return sorted(found, key=lambda site: (-site.voxels, site.object, site.segment, site.kind))
 
 
@@ -120,34 +128,52 @@ class ErrorMap:
     """Errors of a segmentation, box by box.
 
     Codes are those of ``error_map``. What is main is decided on the whole of what truth and
-    segmentation share, looked through once, when the first box or the sites are asked for.
+    segmentation share: by the lists of an evaluation of this very output, else it is looked through
+    once, when the first box or the sites are asked for.
 
     Args:
         opened: with labels.
         output_dir: of the segmentation.
+        eval_dir: of an evaluation; None for ``eval`` beside ``output_dir``.
 
     Raises:
         InputError: as ``evaluation.segmentation_of``.
     """
 
-    def __init__(self, opened: OpenEntry, output_dir: Path) -> None:
+    def __init__(self, opened: OpenEntry, output_dir: Path, eval_dir: Path | None = None) -> None:
         self.opened = opened
+        self.eval_dir = output_dir.parent / "eval" if eval_dir is None else eval_dir
         self.segmentation: Volume
         self.segmentation, self.shift, self.roi = segmentation_of(opened, output_dir)
 
     @property
     def affordable(self) -> bool:
-        """Whether it is small enough to be looked through."""
-        return self.voxels <= MOST_VOXELS
+        """Whether it was evaluated, or is small enough to be looked through."""
+        return self.voxels <= MOST_VOXELS or self.evaluated
 
     @property
     def voxels(self) -> int:
         """How many are compared."""
         return int(np.prod(self.roi.shape))
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether there are lists of an evaluation of this output, made after it was finished."""
+        made = output_of(self.eval_dir, self.opened.entry.id)
+        if made is None or not self._list("splits").is_file() or not self._list("merges").is_file():
+            return False
+        output = Path(self.segmentation.path)
+        newest = max(path.stat().st_mtime for path in (output, output.parent))
+        return output == made and newest <= self._list("splits").stat().st_mtime
+
+    def _list(self, name: str) -> Path:
+        return self.eval_dir / f"{self.opened.entry.id}_{name}.csv"
+
     @cached_property
     def overlaps(self) -> Overlaps:
         """Of the whole ROI."""
+        if self.evaluated:
+            return listed(self._list("splits"), self._list("merges"), self.shift)
         logger.info("errors: comparing %s voxels", f"{self.voxels:,}")
         found = Overlaps()
         for piece in _pieces(self.roi):
@@ -188,6 +214,36 @@ class ErrorMap:
         """Truth (0 where there is none) and segments of a box in raw voxels."""
         labels, annotated = self.opened.read_labels(roi)
         return np.where(annotated, labels, 0), self.segmentation.read(roi - self.shift)
+
+
+def output_of(eval_dir: Path, entry_id: str) -> Path | None:
+    """The segmentation that an evaluation of an entry looked at."""
+    path = eval_dir / "scores.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text()).get("outputs", {}).get(entry_id)
+    return Path(found["path"]) if found else None
+
+
+def listed(splits: Path, merges: Path, shift: Sequence[int]) -> Overlaps:
+    """Overlaps by an evaluation's lists.
+
+    Args:
+        splits: ``<id>_splits.csv``, every pair of an object and a segment.
+        merges: ``<id>_merges.csv``, the same pairs at the borders where objects were joined.
+        shift: raw voxel of the segmentation's first one.
+    """
+    found = Overlaps()
+    for path, places in ((splits, found.place), (merges, found.joint)):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                pair = int(row["truth_id"]), int(row["segment_id"])
+                if pair[1] == 0:  # what is missing is seen as such
+                    continue
+                found.voxels[pair] = int(row["voxels"])
+                z, y, x = (int(row[a]) + int(s) for a, s in zip("zyx", shift, strict=True))
+                places[pair] = z, y, x
+    return found
 
 
 def _table(main: Mapping[int, int]) -> Table:

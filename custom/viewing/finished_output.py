@@ -11,10 +11,9 @@ from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.json_fields import hint
 from custom.locations import Location, resolve
-from custom.outputs.images import MARKER
-from custom.zarr_metadata import children, find_array, read_node
+from custom.outputs.images import SEGMENTATION, is_complete, is_result
+from custom.zarr_metadata import find_array, read_node
 
-SEGMENTATION = "labels/segmentation"
 AFFINITIES, LSDS, PROBABILITIES = "affinities", "lsds", "probabilities"
 FRAGMENTS = ("fragments", "labels/fragments")
 
@@ -99,14 +98,12 @@ def refuse_unfinished(path: Path) -> None:
     Raises:
         InputError: it is not.
     """
-    node = read_node(Location(str(path)))
-    marker = None if node is None else node.attributes.get(MARKER)
-    if marker is None:
+    if not is_result(path):
         raise InputError(
             f"'{path}' is not an output of inference; name an <id>.zarr in its output_dir, or the "
             f"folder"
         )
-    if isinstance(marker, Mapping) and marker.get("complete") is False:
+    if not is_complete(path):
         raise InputError(
             f"output '{path}' is not finished; run the same inference again, it goes on where it "
             f"was"
@@ -123,18 +120,13 @@ def _paths(given: str, output_dir: Path) -> list[Path]:
             return [candidate]
     if path.is_dir():
         found = [p for p in sorted(path.glob("*.zarr")) if not p.name.startswith(".")]
-        found = [p for p in found if _is_output(p)]
+        found = [p for p in found if is_result(p)]
         if not found:
             raise InputError(f"folder '{path}' holds no output of inference; run inference first")
         return found
     ids = sorted(p.name.removesuffix(".zarr") for p in output_dir.glob("*.zarr"))
     held = f"; '{output_dir}' holds {', '.join(ids) or 'none'}{hint(given, ids)}"
     raise InputError(f"there is no output '{given}', neither a path nor an id{held}")
-
-
-def _is_output(path: Path) -> bool:
-    node = read_node(Location(str(path)))
-    return node is not None and MARKER in node.attributes
 
 
 def _entry(
@@ -188,8 +180,3 @@ def records_of(folder: Path, run: str) -> list[dict[str, Any]]:
     """Records of a folder's runs of one kind, the latest first."""
     paths = sorted((folder / "runs").glob(f"{run}_*.json"), reverse=True)
     return [json.loads(path.read_text()) for path in paths]
-
-
-def images_of(path: Path) -> list[str]:
-    """Names of the images in an OME-Zarr's root."""
-    return children(path)

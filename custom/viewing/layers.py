@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from funlib.geometry import Roi
@@ -10,12 +11,12 @@ from funlib.geometry import Roi
 from custom.datalist import OpenEntry
 from custom.error_map import BOTH, COLOURS, MERGE, MISSING, SPLIT
 from custom.features.intensity import IntensityWindow
+from custom.outputs.images import SEGMENTATION
 from custom.viewing.error_sites import ErrorMap, Site
 from custom.viewing.finished_output import (
     AFFINITIES,
     LSDS,
     PROBABILITIES,
-    SEGMENTATION,
     FinishedOutput,
 )
 from custom.viewing.pyramid import (
@@ -86,7 +87,10 @@ class ShownLayer:
 
 
 def layers_of(
-    output: FinishedOutput, show: Sequence[str] | None = None, errors: bool = True
+    output: FinishedOutput,
+    show: Sequence[str] | None = None,
+    errors: bool = True,
+    eval_dir: Path | None = None,
 ) -> list[ShownLayer]:
     """Raw, predictions, fragments, segments, truth and errors of an output, as far as there are.
 
@@ -95,6 +99,7 @@ def layers_of(
         show: names of the layers that are visible from the beginning; None for raw and
             segmentation. LSDs are there only if named here.
         errors: compare with the truth.
+        eval_dir: of an evaluation, whose lists spare the comparison; as of ``ErrorMap``.
     """
     visible = ("raw", "segmentation") if show is None else show
     found = [*_given(output, visible), *_predicted(output, visible)]
@@ -102,7 +107,7 @@ def layers_of(
     if opened is not None and opened.labels is not None:
         found.append(_truth(opened, "truth" in visible))
         if errors:
-            found += _errors(output, opened, visible)
+            found += _errors(output, opened, visible, eval_dir)
     return found
 
 
@@ -185,15 +190,18 @@ def _truth(opened: OpenEntry, visible: bool) -> ShownLayer:
     return ShownLayer("truth", SEGMENTS, placed, visible, entry.labels)
 
 
-def _errors(output: FinishedOutput, opened: OpenEntry, visible: Sequence[str]) -> list[ShownLayer]:
+def _errors(
+    output: FinishedOutput, opened: OpenEntry, visible: Sequence[str], eval_dir: Path | None
+) -> list[ShownLayer]:
     """Errors voxel by voxel, and the list of sites."""
     if output.classes or output.per_section:
         logger.info("%s: errors are shown of objects in 3D alone", output.id)
         return []
-    errors = ErrorMap(opened, output.path.parent)
+    errors = ErrorMap(opened, output.path.parent, eval_dir)
     if not errors.affordable:
         logger.warning(
-            "%s: errors are left out: %s voxels would be compared; give the entry a smaller roi",
+            "%s: errors are left out: %s voxels would be compared; run evaluating "
+            "first, its lists of errors are enough",
             output.id,
             f"{errors.voxels:,}",
         )

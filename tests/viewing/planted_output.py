@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from custom.output import MARKER
+from custom.outputs.images import MARKER
 from custom.volumes import create_ome_zarr_array
 from custom.zarr_metadata import update_group
 

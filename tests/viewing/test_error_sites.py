@@ -1,3 +1,5 @@
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from funlib.geometry import Roi
 
 from custom.error_map import object_errors
+from custom.evaluation import SegmentationEvaluator
 from custom.viewing import error_sites
 from custom.viewing.error_sites import ErrorMap, Overlaps
 from custom.viewing.finished_output import find_outputs
@@ -87,6 +90,29 @@ def test_nothing_in_common_is_no_error() -> None:
     found = Overlaps()
     found.add(np.zeros((2, 2, 2), int), np.ones((2, 2, 2), int), (0, 0, 0))
     assert found.sites() == []
+
+
+def test_the_lists_of_an_evaluation_say_the_same(
+    errors: ErrorMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not errors.evaluated
+    looked = errors.codes(Roi((0, 0, 0), errors.roi.shape))
+    output_dir, eval_dir = tmp_path / "output", tmp_path / "eval"
+    SegmentationEvaluator(tmp_path / "datalist.json", "test", output_dir, eval_dir).run()
+    monkeypatch.setattr(error_sites, "MOST_VOXELS", 10)
+    by_lists = ErrorMap(errors.opened, output_dir)
+    assert by_lists.evaluated
+    assert by_lists.affordable
+    monkeypatch.setattr(Overlaps, "add", None)  # nothing is looked through
+    np.testing.assert_array_equal(by_lists.codes(Roi((0, 0, 0), errors.roi.shape)), looked)
+    assert len(by_lists.sites()) == len(errors.sites())
+    for listed, counted in zip(by_lists.sites(), errors.sites(), strict=True):
+        assert replace(listed, voxel=counted.voxel) == counted
+        truth, segment = (a.item() for a in by_lists._read(Roi(listed.voxel, (1, 1, 1))))
+        assert (truth, segment) == (listed.object, listed.segment)
+    os.utime(tmp_path / "output" / "planted.zarr" / "labels" / "segmentation" / "s0")
+    os.utime(eval_dir / "planted_splits.csv", (0, 0))  # of an older output
+    assert not ErrorMap(errors.opened, output_dir).evaluated
 
 
 def test_volumes_that_are_too_large_are_not_looked_through(

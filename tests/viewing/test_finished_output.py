@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from custom.errors import InputError
-from custom.output import MARKER
+from custom.outputs.images import MARKER
 from custom.viewing.finished_output import find_outputs
 from custom.viewing.layers import layers_of
 from custom.zarr_metadata import update_group
