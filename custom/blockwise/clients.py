@@ -2,14 +2,14 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import daisy
 from daisy.messages import ClientException
 from daisy.tcp.exceptions import NotConnected, StreamClosedError
 
-from custom.blockwise.records import told
+from custom.blockwise.records import ProcessBlock, told
 
 POLL_S = 0.5
 
@@ -18,7 +18,7 @@ class WorkerError(RuntimeError):
     """What a worker says to its server when it cannot work."""
 
 
-def process_served_blocks(process: Callable[[daisy.Block], None]) -> None:
+def process_served_blocks(process: ProcessBlock) -> None:
     """Process the blocks that the server gives, until there are no more.
 
     When the server ends amid a block, so does this process, at once: another server may be giving
@@ -28,7 +28,7 @@ def process_served_blocks(process: Callable[[daisy.Block], None]) -> None:
         process: processes a block, and marks it as done.
     """
     client, busy = daisy.Client(), threading.Event()
-    with _ending_with_server(client, busy):
+    with ending_with_server(client, busy):
         while True:
             try:
                 with client.acquire_block() as block:
@@ -58,8 +58,13 @@ def tell_failure(error: Exception) -> None:
 
 
 @contextmanager
-def _ending_with_server(client: daisy.Client, busy: threading.Event) -> Iterator[None]:
-    """End the process when the connection breaks while there is a block."""
+def ending_with_server(client: daisy.Client, busy: threading.Event) -> Iterator[None]:
+    """End the process when the connection breaks while there is a block.
+
+    Args:
+        client: has the connection.
+        busy: set while there is one.
+    """
     over = threading.Event()
 
     def watch() -> None:

@@ -63,7 +63,8 @@ def refuse_failures(outcomes: Sequence[Outcome], tasks: Sequence[Tracked]) -> No
         tasks: in the same order.
 
     Raises:
-        InputError: with the first failure of the first such task.
+        InputError: with the first failure of the first such task; or blocks are left though none
+            failed.
     """
     for number, (outcome, task) in enumerate(zip(outcomes, tasks, strict=True)):
         if not outcome.failed:
@@ -74,6 +75,11 @@ def refuse_failures(outcomes: Sequence[Outcome], tasks: Sequence[Tracked]) -> No
             f"{outcome.failed} of {outcome.total} blocks of '{task.name}' failed{which}, "
             f"{_first_failure(task)}; what each said is in '{task.meta_dir / FAILED}', and the "
             f"same command tries them again"
+        )
+    if left := sum(outcome.left for outcome in outcomes):
+        raise InputError(
+            f"the server of the blocks was stopped while {left} blocks of "
+            f"'{tasks[0].state_dir}' were left; the same command goes on with them"
         )
 
 

@@ -17,6 +17,8 @@ from daisy.block import BlockStatus
 from custom.errors import InputError
 from custom.files import disk_fault, file_of, no_room, write_atomically
 
+ProcessBlock = Callable[[daisy.Block], None]
+
 RUNNING, FAILED, TIMES = "running", "failed", "times"  # folders in that of a task's state
 
 
@@ -38,7 +40,7 @@ def worker_name(pid: int) -> str:
     return f"{socket.gethostname()}-{pid}"
 
 
-def recorded(process: Callable[[daisy.Block], None], folder: Path) -> Callable[[daisy.Block], None]:
+def recorded(process: ProcessBlock, folder: Path) -> ProcessBlock:
     """A function that notes which blocks run and how long they took, and why one failed.
 
     A block that fails gets daisy's status for that; of exceptions, only those that end the run

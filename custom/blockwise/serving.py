@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from custom.blockwise.tracked import Tracked
 from custom.blockwise.workers import LocalWorker, log_of
 
 LEAST_DEATHS = 3  # in a row, of workers that asked for no block, that end a run
+LOSSES = 3  # of a block with its worker, which do not count as tries
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 6}  # seconds, seconds, times
 
 
@@ -60,6 +62,7 @@ class BlockServer(daisy.Server):  # type: ignore[misc]  # daisy has no types
         self.task, self.stop = task, stop
         self._workers: set[int] = set()
         self._deaths, self._said = 0, ""
+        self._losses: Counter[Any] = Counter()
         for listening in self.tcp_server._sockets.values():
             _keep_alive(listening)
 
@@ -67,11 +70,18 @@ class BlockServer(daisy.Server):  # type: ignore[misc]  # daisy has no types
         """What daisy does in every round of its loop, with a record; and our own checks."""
         for block in self.block_bookkeeper.get_lost_blocks():
             record_loss(self.task.meta_dir, block)
+            self._forgive(block)
             block.status = BlockStatus.FAILED
             self._release_block(block)
         self._count_deaths()
         if self.stop.is_set():
             self.stop_event.set()
+
+    def _forgive(self, block: daisy.Block) -> None:
+        """A kill is no fault of the block; but one that its workers never survive must fail."""
+        self._losses[block.block_id] += 1
+        if self._losses[block.block_id] <= LOSSES:
+            self.scheduler.task_queues[self.task.name].block_retries[block.block_id] -= 1
 
     def _count_deaths(self) -> None:
         now = set(self.worker_pools.worker_pools[self.task.name].workers)

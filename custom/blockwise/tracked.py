@@ -21,11 +21,10 @@ from volara.blockwise import BlockwiseTask
 from custom.blockwise.clients import process_served_blocks
 from custom.blockwise.lifelines import end_with_server
 from custom.blockwise.marks import MARKS, count_done
+from custom.blockwise.records import ProcessBlock as ProcessBlock  # tasks import both from here
 from custom.blockwise.records import recorded
 from custom.blockwise.workers import BlockWorker, LocalWorker, log_here
 from custom.files import write_atomically
-
-ProcessBlock = Callable[[daisy.Block], None]
 
 TASK_FILE = "task.json"  # in the state's folder of a task: what a worker process needs
 

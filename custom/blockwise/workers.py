@@ -88,7 +88,7 @@ class LocalWorker(BlockWorker):
             process.terminate()
 
         signal.signal(signal.SIGTERM, end)
-        environment = {**os.environ, **_shares(task_file), "PYTHONPATH": worker_paths()}
+        environment = {**os.environ, **shares(task_file), "PYTHONPATH": worker_paths()}
         environment[STARTER] = str(os.getpid())
         process = subprocess.Popen(worker_command(task_file), env=environment)
         status = process.wait()
@@ -97,8 +97,12 @@ class LocalWorker(BlockWorker):
             raise SystemExit(1)
 
 
-def _shares(task_file: Path) -> dict[str, str]:
-    """Numbers of threads of one of a task's workers, where the user has not set them."""
+def shares(task_file: Path) -> dict[str, str]:
+    """Numbers of threads of one of a task's workers, where the user has not set them.
+
+    Args:
+        task_file: of the task.
+    """
     workers = json.loads(task_file.read_text())["settings"]["num_workers"]
     share = str(max(1, usable_cores() // workers))
     return {name: share for name in THREADS if name not in os.environ}

@@ -77,16 +77,18 @@ def killed_runs(
         runs += 1
         place, log, status = folder / f"run_{runs}", folder / f"run_{runs}.log", 1
         while status:
-            before, run = left, _started(command(place), log)
+            before, killed, run = left, "", _started(command(place), log)
             while left and _reaches_work(run, place / state, moments):
                 if not _kill(run, kind, moments):
                     continue
                 sys.stdout.write(f"kill {kills - left + 1} of {kills}, seed {seed}: {kind}\n")
-                left, ended, kind = left - 1, kind in ENDING, next(order)
-                if ended:
+                left, killed, kind = left - 1, kind, next(order)
+                if killed in ENDING:
                     break
             status = run.wait(LONGEST_S)
-            assert not status or left < before, log.read_text()[-3000:]
+            said = log.read_text()[-3000:]
+            assert not status or left < before, said
+            assert killed != "server" or "was ended by signal SIGKILL" in said, said
         check(place)
     return runs
 

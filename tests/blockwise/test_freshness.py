@@ -102,16 +102,19 @@ def test_a_task_that_ran_without_those_after_it_is_no_longer_what_they_were_made
     assert dropped(tmp_path) == "bc"
 
 
+@pytest.mark.parametrize("bias", [1, 2])
 @pytest.mark.parametrize("drops", [0, 1])
 def test_a_run_that_is_killed_while_it_begins_anew_mixes_nothing(
-    drops: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drops: int, bias: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whether the next one wants the new settings, or the old ones again."""
     run_tasks(chain(tmp_path), tmp_path / "state")
     mark(tmp_path)
     drop, left = Counting.drop_artifacts, [drops]
 
     def drop_or_die(task: Counting) -> None:
         if not left[0]:
+            (task.folder / "0").unlink()
             raise SystemError("killed")
         left[0] -= 1
         drop(task)
@@ -120,8 +123,9 @@ def test_a_run_that_is_killed_while_it_begins_anew_mixes_nothing(
         patch.setattr(Counting, "drop_artifacts", drop_or_die)
         with pytest.raises(SystemError, match="killed"):
             run_tasks(chain(tmp_path, identity={"bias": 2}), tmp_path / "state")
-    run_tasks(chain(tmp_path, identity={"bias": 2}), tmp_path / "state")
-    assert dropped(tmp_path) == "bc"
+    run_tasks(chain(tmp_path, identity={"bias": bias}), tmp_path / "state")
+    assert dropped(tmp_path) == ("c" if bias == 1 and not drops else "bc")
+    assert all((tmp_path / name / "0").exists() for name in "abc")
 
 
 def test_what_is_recorded_is_json_that_a_person_can_read(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 import sqlite3
 import threading
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 import daisy
 import pytest
 
+from custom.blockwise import clients, workers
 from custom.blockwise.block_progress import BlockProgress
 from custom.blockwise.clients import WorkerError
+from custom.blockwise.outcomes import Outcome, refuse_failures
 from custom.blockwise.presence import present, wait_until_alone
 from custom.blockwise.records import EndOfRunError, failures, recorded
-from custom.blockwise.serving import BlockServer
+from custom.blockwise.serving import LOSSES, BlockServer
 from custom.errors import InputError
 from tests.blockwise.counting import Counting
 
@@ -69,14 +72,28 @@ def test_a_block_that_no_block_can_get_around_ends_the_run(server: BlockServer) 
         server._handle_client_exception(error(EndOfRunError("the disk is full")))
 
 
-def test_a_lost_block_leaves_a_record(server: BlockServer, task: Counting) -> None:
-    lost = next_block(task)
-    server.block_bookkeeper = SimpleNamespace(get_lost_blocks=lambda: [lost])
-    released = []
-    server._release_block = released.append
+def lose(server: BlockServer) -> str:
+    """A worker ends amid a block; returns what became of the block."""
+    block = server.scheduler.acquire_block("a")
+    server.block_bookkeeper = SimpleNamespace(get_lost_blocks=lambda: [block])
     server._check_for_lost_blocks()
-    assert released == [lost]
-    assert "its worker ended" in failures(task.meta_dir)[0]["error"]
+    state = server.scheduler.task_states["a"]
+    return "failed" if state.failed_count else "ready" if state.ready_count else "lost"
+
+
+def test_a_lost_block_leaves_a_record_and_is_given_to_another_worker_though_not_for_ever(
+    server: BlockServer, tmp_path: Path
+) -> None:
+    task = Counting(
+        state_dir=tmp_path / "s", name="a", folder=tmp_path / "a", shape=(10, 20, 20), retries=1
+    )
+    with task.task() as blocks:
+        server.scheduler = daisy.Scheduler([blocks])
+    server._release_block = server.scheduler.release_block
+    assert [lose(server) for _ in range(LOSSES + 2)] == ["ready"] * (LOSSES + 1) + ["failed"]
+    (record,) = failures(task.meta_dir)
+    assert "its worker ended" in record["error"]
+    assert record["tries"] == LOSSES + 2
 
 
 def next_block(task: Counting) -> daisy.Block:
@@ -94,6 +111,46 @@ def test_a_full_database_ends_the_run_too(task: Counting) -> None:
         recorded(fill, task.meta_dir)(next_block(task))
     assert failures(task.meta_dir) == []
     assert list((task.meta_dir / "running").iterdir()) == []
+
+
+def test_blocks_that_are_left_without_a_failure_are_not_taken_for_done(task: Counting) -> None:
+    refuse_failures([Outcome("a", 8, 8, 0, 0)], [task])
+    with pytest.raises(InputError, match=r"3 blocks of .* were left; the same command goes on"):
+        refuse_failures([Outcome("a", 8, 5, 0, 3)], [task])
+
+
+@pytest.mark.parametrize(("at_a_block", "connected"), [(True, False), (True, True), (False, False)])
+def test_a_worker_whose_server_is_gone_ends_amid_a_block(
+    at_a_block: bool, connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server may have given the block to another worker; between blocks all is well."""
+    ended = threading.Event()
+    monkeypatch.setattr(clients.os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(clients, "POLL_S", 0.01)
+    client, busy = SimpleNamespace(tcp_client=SimpleNamespace()), threading.Event()
+    client.tcp_client.connected = lambda: connected
+    if at_a_block:
+        busy.set()
+    with clients.ending_with_server(client, busy):
+        assert ended.wait(5 if at_a_block and not connected else 0.2) == (
+            at_a_block and not connected
+        )
+
+
+def test_local_workers_share_the_cores_unless_told_otherwise(
+    task: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "usable_cores", lambda: 7)
+    for name in workers.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "5")
+    for number, share in ((1, "7"), (2, "3"), (20, "1")):
+        path = task.meta_dir / "task.json"
+        path.write_text(json.dumps({"settings": {"num_workers": number}}))
+        given = workers.shares(path)
+        assert given.pop("OMP_NUM_THREADS") == share
+        assert set(given.values()) == {share}
+        assert "NUMBA_NUM_THREADS" not in given
 
 
 def test_a_run_waits_for_the_processes_of_an_earlier_one(tmp_path: Path) -> None:
