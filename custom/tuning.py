@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from funlib.geometry import Roi
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from custom.best_setting import best_setting
-from custom.comparison import segmentation_of
-from custom.datalist import OpenEntry, entries_in, place_entry
+from custom.comparison import Comparison, compared
+from custom.datalist import entries_in
+from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.metrics import SCORES, instance_scores
 from custom.model_folder import change_description, read_model
@@ -36,28 +36,30 @@ AFFINITIES = "affinities"
 
 @dataclass(frozen=True)
 class Predicted:
-    """Affinities of an entry, and where they lie beside its truth.
+    """Affinities of an entry beside its truth.
 
     Args:
-        opened: the entry.
+        comparison: the entry, and the voxels to compare.
         path: of the array (K, D, H, W) uint8.
-        roi: voxels to compare, in those of raw.
-        written: the same voxels in the array.
         identity: changes with affinities and entry.
     """
 
-    opened: OpenEntry
+    comparison: Comparison
     path: Path
-    roi: Roi
-    written: Roi
     identity: str
+
+    @property
+    def name(self) -> str:
+        """The entry's id."""
+        return self.comparison.opened.entry.id
 
     def read(self) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """Affinities, and labels, 0 where there is no truth."""
-        box = (slice(None), *self.written.to_slices())
-        affinities = np.asarray(zarr.open_array(self.path, mode="r")[box], dtype=np.uint8)
-        labels, annotated = self.opened.read_labels(self.roi)
-        return affinities, np.where(annotated, labels, 0)
+        box = self.comparison.written
+        stored = zarr.open_array(self.path, mode="r")
+        affinities = np.asarray(stored[(slice(None), *box.to_slices())], dtype=np.uint8)
+        labels, known = self.comparison.read_labels(box)
+        return affinities, np.where(known, labels, 0)
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def tune(
     """
     base = _base(method, read_model(Path(model_dir)))
     methods = [base.with_settings(**settings) for settings in grid]
-    opened = [place_entry(entry) for entry in entries_in(datalist, section)]
-    volumes = [_predicted(entry, Path(output_dir), method) for entry in opened]
+    entries = entries_in(datalist, section)
+    volumes = [_predicted(entry, Path(output_dir), method) for entry in entries]
     folder = Path(output_dir) / FOLDER
     rows = _scored(volumes, methods, ScoreTable(folder / f"{section}.csv"), per_section)
     index, means = best_setting(rows)
@@ -154,9 +156,8 @@ def _stored(method: SegmentationMethod, description: Mapping[str, Any]) -> dict[
     return dict(description.get(SETTINGS, {})) if same else {}
 
 
-def _predicted(opened: OpenEntry, output_dir: Path, method: SegmentationMethod) -> Predicted:
+def _predicted(entry: DatalistEntry, output_dir: Path, method: SegmentationMethod) -> Predicted:
     """What inference wrote of an entry, as far as its metadata."""
-    entry = opened.entry
     store = output_dir / f"{entry.id}.zarr"
     path = store / AFFINITIES / "s0"
     if not path.is_dir() or not is_complete(store):
@@ -173,12 +174,11 @@ def _predicted(opened: OpenEntry, output_dir: Path, method: SegmentationMethod) 
             f"the affinities of entry '{entry.id}' are of other offsets than the config's "
             f"affinity_offsets: {found}, not {wanted}."
         )
-    _, shift, roi = segmentation_of(opened, output_dir)
-    folders = [folder for folder, _, _ in os.walk(path)]
-    changed = max(os.stat(folder).st_mtime_ns for folder in folders)
-    said = json.dumps([changed, list(roi.offset), list(roi.shape), entry.truth], default=str)
-    identity = hashlib.sha256(said.encode()).hexdigest()[:16]
-    return Predicted(opened, path, roi, roi.shift(-shift), identity)
+    comparison = compared(entry, output_dir)
+    box = comparison.written
+    changed = max(os.stat(folder).st_mtime_ns for folder, _, _ in os.walk(path))
+    said = json.dumps([changed, list(box.offset), list(box.shape), entry.truth], default=str)
+    return Predicted(comparison, path, hashlib.sha256(said.encode()).hexdigest()[:16])
 
 
 def _scored(
@@ -204,7 +204,7 @@ def _scored(
 
 def _tried(volume: Predicted, method: SegmentationMethod, per_section: bool) -> Tried:
     identity = f"{volume.identity}{'-sections' if per_section else ''}"
-    return Tried(volume.opened.entry.id, identity, method_name(method), method.describe())
+    return Tried(volume.name, identity, method_name(method), method.describe())
 
 
 def _segmented(
@@ -219,7 +219,7 @@ def _segmented(
     affinities, truth = volume.read()
     if not truth.any():
         raise InputError(
-            f"the labels of entry '{volume.opened.entry.id}' are all zero where the affinities "
+            f"the labels of entry '{volume.name}' are all zero where the affinities "
             f"are, so there is nothing to compare with."
         )
     left = list(wanted)
