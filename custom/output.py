@@ -27,7 +27,7 @@ from custom.model_files import (
     refuse_other_features,
 )
 from custom.network_settings import network_difference, network_settings
-from custom.outputs.images import SEGMENTATION
+from custom.outputs.images import MARKER, SEGMENTATION, is_result
 from custom.running import running_config
 from custom.scores import as_uint8, predicted_classes
 from custom.segmentation.segmenter import MutexWatershedSegmenter
@@ -36,7 +36,6 @@ from custom.volumes import create_ome_zarr_array
 
 logger = logging.getLogger(__name__)
 
-MARKER = "custom_inference"
 CHUNK = 64
 SAME_SCALE = 0.05  # relative: voxel sizes that a model need not be told apart
 
@@ -78,12 +77,16 @@ class ModelLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Check and load."""
+        """Check and load; the engine's state gets the description."""
+        state: Any = engine.state
+        state.model_description = self.load()
+
+    def load(self) -> dict[str, Any]:
+        """Check and load; returns the model's description."""
         description = read_description(self.model_dir)
         self._check(description)
         load_weights(self.model_dir, self.network)
-        state: Any = engine.state
-        state.model_description = description
+        return description
 
     def _check(self, description: Mapping[str, Any]) -> None:
         wanted = dataset_spec(self.dataset)
@@ -188,8 +191,7 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Affinities, LSDs and segments."""
-        settings = {**description.get("segmentation", {}), **self.settings}
-        segmenter = self.segmenter.with_settings(**settings)
+        segmenter = self.chosen_segmenter(description)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
         yield Result("affinities", values[self.layout.affinities], offsets)
@@ -198,12 +200,21 @@ class SegmentationWriter:
         made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
         yield Result(SEGMENTATION, segmenter(values), made)
 
+    def chosen_segmenter(self, description: Mapping[str, Any]) -> MutexWatershedSegmenter:
+        """With the settings that are stored with a model, and those that win over them."""
+        settings = {**description.get("segmentation", {}), **self.settings}
+        return self.segmenter.with_settings(**settings)
+
+    def named_classes(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """The attribute of what is predicted of classes."""
+        unnamed = {"names": class_names(None, self.layout.num_classes)}
+        return {"classes": description.get("predicted_classes") or unnamed}
+
     def _classes(
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Probabilities and class ids."""
-        unnamed = {"names": class_names(None, self.layout.num_classes)}
-        classes = {"classes": description.get("predicted_classes") or unnamed}
+        classes = self.named_classes(description)
         yield Result("probabilities", as_uint8(prediction), classes)
         yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 
@@ -237,7 +248,7 @@ def refuse_places(output_dir: str | Path, ids: Iterable[str]) -> None:
         raise InputError(f"output_dir '{folder}' is a file; name a folder.")
     for name in ids:
         path = folder / f"{name}.zarr"
-        if path.exists() and not _is_ours(path):
+        if path.exists() and not is_result(path):
             raise InputError(
                 f"output '{path}' exists and is not a result of inference; move it away or "
                 f"choose another output_dir."
@@ -368,14 +379,6 @@ def _mark(path: Path) -> None:
     attributes = path / ".zattrs"
     found = json.loads(attributes.read_text()) if attributes.exists() else {}
     attributes.write_text(json.dumps({**found, MARKER: custom.__version__}))
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether an earlier inference wrote this."""
-    try:
-        return MARKER in json.loads((path / ".zattrs").read_text())
-    except (OSError, ValueError):  # no such file, or no JSON in it
-        return False
 
 
 @contextmanager

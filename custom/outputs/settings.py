@@ -48,9 +48,7 @@ class OutputSettings:
         if self.version != "0.5":
             raise InputError('shards need ome_zarr_version "0.5"; give it, or shards null')
         if isinstance(edge, bool) or not isinstance(edge, int) or edge < CHUNK or edge % CHUNK:
-            raise InputError(
-                f"shards must be a multiple of {CHUNK} voxels, or null, got {edge!r}"
-            )
+            raise InputError(f"shards must be a multiple of {CHUNK} voxels, or null, got {edge!r}")
 
     @property
     def unit(self) -> int:

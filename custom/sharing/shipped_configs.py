@@ -12,7 +12,7 @@ _EXPERIMENTS = """
     loss_boundary_affinity_focal loss_boundary_affinity_focal_lsds loss_boundary_affinity_lsds
     loss_cross_entropy loss_dice loss_focal loss_focal_dice loss_tversky
     loss_weighted_cross_entropy mednext norm_batch norm_instance overfit_one_volume plateau
-    raw_only residual segresnet sgd strong_augmentation tokens_only two_dimensions
+    raw_only residual segresnet sgd strong_augmentation tokens_only two_dimensions whole_volume
 """
 SHIPPED_CONFIGS = (
     *(f"configs/{name}" for name in _RUNS.split()),
