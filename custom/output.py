@@ -79,12 +79,16 @@ class ModelLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Check and load."""
+        """Check and load; the engine's state gets the description."""
+        state: Any = engine.state
+        state.model_description = self.load()
+
+    def load(self) -> dict[str, Any]:
+        """Check and load; returns the model's description."""
         description = read_description(self.model_dir)
         self._check(description)
         load_weights(self.model_dir, self.network)
-        state: Any = engine.state
-        state.model_description = description
+        return description
 
     def _check(self, description: Mapping[str, Any]) -> None:
         wanted = dataset_spec(self.dataset)
@@ -192,7 +196,7 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Affinities, LSDs and segments."""
-        segmenter = chosen_method(description, self.segmenter, self.settings)
+        segmenter = self.chosen_segmenter(description)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
         yield Result("affinities", values[self.layout.affinities], offsets)
@@ -201,12 +205,20 @@ class SegmentationWriter:
         made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
         yield Result(SEGMENTATION, segmenter(values), made)
 
+    def chosen_segmenter(self, description: Mapping[str, Any]) -> SegmentationMethod:
+        """With the settings that are stored with a model, and those that win over them."""
+        return chosen_method(description, self.segmenter, self.settings)
+
+    def named_classes(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """The attribute of what is predicted of classes."""
+        unnamed = {"names": class_names(None, self.layout.num_classes)}
+        return {"classes": description.get("predicted_classes") or unnamed}
+
     def _classes(
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Probabilities and class ids."""
-        unnamed = {"names": class_names(None, self.layout.num_classes)}
-        classes = {"classes": description.get("predicted_classes") or unnamed}
+        classes = self.named_classes(description)
         yield Result("probabilities", as_uint8(prediction), classes)
         yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 

@@ -60,6 +60,11 @@ def is_result(store: Path) -> bool:
     return store.is_dir() and MARKER in _attributes(store)
 
 
+def is_blockwise(store: Path) -> bool:
+    """Whether an inference block by block wrote this, or began to: its state lies beside it."""
+    return isinstance(_attributes(store).get(MARKER), Mapping)
+
+
 def is_complete(store: Path) -> bool:
     """Whether an inference wrote this and came to its end."""
     mark = _attributes(store).get(MARKER)
