@@ -66,6 +66,15 @@ class BlockServer(daisy.Server):  # type: ignore[misc]  # daisy has no types
         for listening in self.tcp_server._sockets.values():
             _keep_alive(listening)
 
+    def _event_loop(self) -> None:
+        """As daisy's; all workers are told to end at once, where daisy waits for one by one."""
+        try:
+            super()._event_loop()
+        finally:
+            for worker in self.worker_pools.worker_pools[self.task.name].workers.values():
+                if worker.process is not None:
+                    worker.process.terminate()
+
     def _check_for_lost_blocks(self) -> None:
         """What daisy does in every round of its loop, with a record; and our own checks."""
         for block in self.block_bookkeeper.get_lost_blocks():

@@ -2,6 +2,7 @@ import json
 import os
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,19 @@ def test_the_state_of_one_volume_can_be_named_and_a_line_may_be_cut_off(
     assert said.splitlines()[1].split() == (
         ["task", "done", "of", "failed", "running", "left", "voxels/s", "time", "left"]
     )
+
+
+def test_watching_goes_on_while_something_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed_run(tmp_path)
+    with ExitStack() as run:
+        run.enter_context(present(tmp_path / "cube.blocks"))
+        naps = iter([lambda: None, run.close])
+        monkeypatch.setattr(time, "sleep", lambda seconds: next(naps)())
+        status(str(tmp_path), watch=True)
+    states = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cube")]
+    assert states == ["cube: running", "cube: running", "cube: not running"]
 
 
 @pytest.mark.parametrize(("folder", "said"), [("", "has no state"), ("gone", "there is no folder")])
