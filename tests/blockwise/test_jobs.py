@@ -167,10 +167,11 @@ def test_jobs_of_a_server_that_is_no_more_are_ended_by_the_next_run(
 
 
 def test_one_question_serves_all_that_wait(tmp_path: Path) -> None:
-    asked = []
+    asked: list[list[str]] = []
 
     def ask(jobs: Sequence[str]) -> dict[str, JobState]:
         asked.append(list(jobs))
+        assert boards[1].state("7") is None  # another that waits, at the same moment
         return {"7": JobState.DONE}
 
     boards = [JobBoard(tmp_path, ask, 3600) for _ in range(3)]
