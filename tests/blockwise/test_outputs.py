@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ def test_dropped_levels_are_not_listed_any_more(tmp_path: Path) -> None:
         task.drop()
     for name in IMAGES:
         assert [path.name for path in sorted((store / name).glob("s*"))] == ["s0"]
-        assert open_volume(store / IMAGES[1]).metadata.shape == SHAPE
+        (multiscale,) = json.loads((store / name / ".zattrs").read_text())["multiscales"]
+        assert [level["path"] for level in multiscale["datasets"]] == ["s0"]
 
 
 def test_an_image_that_is_gone_has_no_levels_to_drop(tmp_path: Path) -> None:

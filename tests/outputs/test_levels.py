@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ome_zarr_models.v05.labels import LabelsAttrs
 from custom.errors import InputError
 from custom.outputs.images import create, finish, image_names, is_complete, is_result, levels
 from custom.outputs.levels import passes, write_levels
+from custom.outputs.objects import measured
 from custom.outputs.pyramids import levels_of, shrunk
 from custom.outputs.settings import OutputSettings
 from custom.volumes import open_array, open_volume
@@ -182,3 +184,22 @@ def test_blocks_hold_whole_files_of_every_level_that_is_made(
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         OutputSettings(**settings)
+
+
+def peak(folder: Path, shape: tuple[int, int, int]) -> int:
+    """Memory for the pyramid and the table of an empty segmentation."""
+    path = create(folder, "labels/x", shape, "u8", (8, 8, 8), (0, 0, 0), OutputSettings(), {})
+    tracemalloc.start()
+    write_levels(folder, "labels/x", OutputSettings())
+    measured(open_volume(path), block=64)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
+
+
+def test_memory_follows_the_block_not_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom.outputs.levels.MAX_BLOCK", 128)
+    small, large = (70, 140, 150), (70, 280, 600)
+    assert peak(tmp_path / "large", large) < 1.1 * peak(tmp_path / "small", small)
