@@ -113,7 +113,10 @@ class Comparison:
         whole = np.asarray(self.written.shape)
         shape = np.minimum(whole, LARGEST_SIDE)
         shape[NORMAL_AXIS[plane]] = 1
-        box = Roi(self.written.offset + Coordinate((whole - shape + 1) // 2), shape)
+        return self.cut(Roi(self.written.offset + Coordinate((whole - shape + 1) // 2), shape))
+
+    def cut(self, box: Roi) -> Cut:
+        """All that is known of a box."""
         raw = self.opened.read_raw(box + self.shift)
         return Cut(raw, self._truth(box), self.segmentation.read(box), box)
 

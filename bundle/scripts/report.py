@@ -1,4 +1,7 @@
-"""The report of a recipe: what its folder holds, as one HTML page."""
+"""Reports as one HTML page: of any finished run, and of a recipe.
+
+From inside ``bundle/``: ``python -m scripts.report output``
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import fire
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -31,7 +35,9 @@ from custom.view import (
     tiles,
     write_report,
 )
+from custom.viewing.run_report import write_run_report
 from scripts.steps import BUNDLE, Record
+from scripts.strict import strict
 
 PACKAGES = ("monai", "torch", "transformers", "numpy", "tensorstore", "mwatershed")
 CURVES = {
@@ -40,6 +46,22 @@ CURVES = {
     "Adapted Rand error on the validation volume": ("adapted_rand",),
     "Dice and IoU on the validation volume": ("dice", "iou"),
 }
+
+
+@strict
+def report(folder: str = ".", out: str | None = None, datalist: str | None = None) -> None:
+    """Write a report of what a folder holds: scores, pictures, sizes, curves, commands, settings.
+
+    Args:
+        folder: output_dir, eval_dir, the folder of both, or one <id>.zarr.
+        out: path of the HTML file; run_report.html in the folder if left out.
+        datalist: names raw and truth; without it the one that inference was run with.
+    """
+    place = Path(str(folder)).expanduser().absolute()
+    beside = place.parent if place.suffix == ".zarr" else place
+    path = beside / "run_report.html" if out is None else Path(str(out)).expanduser().absolute()
+    write_run_report(place, path, datalist)
+    print(f"Report: {path}")
 
 
 def write_recipe_report(
@@ -208,3 +230,7 @@ def _versions() -> str:
             continue
     rows.append(["machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"])
     return table(["package", "version"], rows)
+
+
+if __name__ == "__main__":
+    fire.Fire(report)
