@@ -169,6 +169,19 @@ class OpenEntry:
             annotated &= _read_padded(self.mask, roi, self.mask_offset)[0] != 0
         return labels.astype(np.uint64), annotated
 
+    def read_mask(self, roi: Roi) -> NDArray[np.bool_] | None:
+        """Where there is something to segment in a box, (D, H, W); None for everywhere.
+
+        A mask beside labels says where these count, not where to segment.
+
+        Args:
+            roi: box in raw voxels, zyx.
+        """
+        if self.mask is None or self.labels is not None:
+            return None
+        mask: NDArray[np.bool_] = _read_padded(self.mask, roi, self.mask_offset)[0] != 0
+        return mask
+
     def label_ids(self) -> NDArray[np.uint64]:
         """All ids in the ROI, ascending, 0 first: the place of an id is its consecutive id.
 

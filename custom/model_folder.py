@@ -64,7 +64,7 @@ def read_model(folder: Path) -> dict[str, Any]:
         )
     path = folder / DESCRIPTION
     found = read_object(path, f"model description '{path}'")
-    digest = _digest(folder / WEIGHTS)
+    digest = file_digest(folder / WEIGHTS)
     for described in (found, found.get(PREVIOUS)):
         # models of 0.1.0 have no digests
         if described is not None and described.get(DIGESTS, {}).get(WEIGHTS, digest) == digest:
@@ -86,7 +86,7 @@ def complete_model(folder: Path) -> dict[str, Any] | None:
         return None
     expected = described.get(DIGESTS, {}).get(SAFE_WEIGHTS)
     safe = folder / SAFE_WEIGHTS
-    if expected and not (safe.exists() and _digest(safe) == expected):
+    if expected and not (safe.exists() and file_digest(safe) == expected):
         with replacing(safe) as part:
             part.write_bytes(save(load_checkpoint(folder / WEIGHTS)))
     if PREVIOUS in read_object(folder / DESCRIPTION, DESCRIPTION):
@@ -116,7 +116,8 @@ def find_model(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -79,12 +79,16 @@ class ModelLoader:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Check and load."""
+        """Check and load; the engine's state gets the description."""
+        state: Any = engine.state
+        state.model_description = self.load()
+
+    def load(self) -> dict[str, Any]:
+        """Check and load; returns the model's description."""
         description = read_description(self.model_dir)
         self._check(description)
         load_weights(self.model_dir, self.network)
-        state: Any = engine.state
-        state.model_description = description
+        return description
 
     def _check(self, description: Mapping[str, Any]) -> None:
         wanted = dataset_spec(self.dataset)
@@ -192,7 +196,7 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Affinities, LSDs and segments."""
-        segmenter = chosen_method(description, self.segmenter, self.settings)
+        segmenter = self.chosen_method(description)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
         yield Result("affinities", values[self.layout.affinities], offsets)
@@ -201,12 +205,20 @@ class SegmentationWriter:
         made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
         yield Result(SEGMENTATION, segmenter(values), made)
 
+    def chosen_method(self, description: Mapping[str, Any]) -> SegmentationMethod:
+        """The segmenter with the settings that are stored with a model, and those that win."""
+        return chosen_method(description, self.segmenter, self.settings)
+
+    def named_classes(self, description: Mapping[str, Any]) -> dict[str, Any]:
+        """The attribute of what is predicted of classes."""
+        unnamed = {"names": class_names(None, self.layout.num_classes)}
+        return {"classes": description.get("predicted_classes") or unnamed}
+
     def _classes(
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Probabilities and class ids."""
-        unnamed = {"names": class_names(None, self.layout.num_classes)}
-        classes = {"classes": description.get("predicted_classes") or unnamed}
+        classes = self.named_classes(description)
         yield Result("probabilities", as_uint8(prediction), classes)
         yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 
@@ -219,12 +231,18 @@ class SegmentationWriter:
                 _write_image(part, result, size, offset, how)
             finish(part)
             remove_tables(path)
+            shutil.rmtree(state_of(path), ignore_errors=True)  # of blocks of an earlier inference
         if how.object_table is not None:
             objects = object_sums(result.values, (0, 0, 0))
             write_table(path, how.object_table, object_table(objects, size, offset))
         found = np.count_nonzero(np.unique(result.values))
         kind = "classes beside the background" if self.layout.num_classes else "segments"
         logger.info("%s: %s found: %d", path, kind, found)
+
+
+def state_of(path: Path) -> Path:
+    """Folder beside a result that says which of its blocks are done."""
+    return path.with_suffix(".blocks")
 
 
 def refuse_places(output_dir: str | Path, ids: Iterable[str]) -> None:

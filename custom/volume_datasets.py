@@ -170,7 +170,7 @@ class RawVolumeDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         opened = self.entries[index]
-        roi = opened.roi if self.region == "roi" else opened.raw.metadata.roi
+        roi = region_of(opened, self.region)
         window = entry_window(opened, self.percentiles)
         image = image_of(opened.read_raw(roi), window)
         place = opened.voxel_size_nm, opened.offset_nm(roi)
@@ -196,6 +196,11 @@ class RawVolumeDataset(Dataset[Sample]):
             raw_axes=opened.raw_axes,
         )
         add_extracted(sample, self.spec, grids)
+
+
+def region_of(opened: OpenEntry, region: str) -> Roi:
+    """What is segmented of an entry, in voxels of raw: one of ``REGIONS``."""
+    return opened.roi if region == "roi" else opened.raw.metadata.roi
 
 
 def inference_dataset(

@@ -100,7 +100,9 @@ def blocks_of(shape: Sequence[int], block: Sequence[int]) -> Iterator[Roi]:
         yield Roi(corner, block).intersect(total)
 
 
-def block_size(value: object, shape: Shape, bytes_per_voxel: int, interval: Shape) -> Shape:
+def block_size(
+    value: object, shape: Shape, bytes_per_voxel: int, interval: Shape, unit: int = CHUNK
+) -> Shape:
     """The config's ``block_size`` for a volume.
 
     A chosen one is the largest cube whose sums take ``BLOCK_BYTES``, of whole chunks, and of whole
@@ -112,33 +114,28 @@ def block_size(value: object, shape: Shape, bytes_per_voxel: int, interval: Shap
         shape: (D, H, W) of the volume.
         bytes_per_voxel: that a block holds while it is predicted.
         interval: voxels between windows, zyx.
+        unit: edge of what one file of the output holds.
 
     Raises:
-        InputError: blocks would share chunks of the output: a size above ``CHUNK`` that is not a
+        InputError: blocks would share files of the output: a size above ``unit`` that is not a
             multiple of it.
     """
     if value is None:
         side = int((BLOCK_BYTES / bytes_per_voxel) ** (1 / 3))
-        z, y, x = (_aligned(side, i) for i in interval)
+        z, y, x = (_aligned(side, i, unit) for i in interval)
     else:
         z, y, x = per_axis(value, "block_size")
-    if wrong := [b for b, n in zip((z, y, x), shape, strict=True) if CHUNK < b < n and b % CHUNK]:
+    if wrong := [b for b, n in zip((z, y, x), shape, strict=True) if unit < b < n and b % unit]:
         raise InputError(
-            f"block_size {[z, y, x]}: {wrong[0]} is not a multiple of {CHUNK}, so two blocks would "
-            f"write one chunk; take a multiple, a size up to {CHUNK}, or null."
+            f"block_size {[z, y, x]}: {wrong[0]} is not a multiple of {unit}, so two blocks would "
+            f"write one file; take a multiple, or null."
         )
     return min(z, shape[0]), min(y, shape[1]), min(x, shape[2])
 
 
-def _aligned(side: int, interval: int) -> int:
-    """The largest multiple of chunk and interval up to ``side``; of the chunk alone if none is."""
-    for unit in (math.lcm(CHUNK, interval), CHUNK):
+def _aligned(side: int, interval: int, file: int) -> int:
+    """The largest multiple of file and interval up to ``side``; of the file alone if none is."""
+    for unit in (math.lcm(file, interval), file):
         if unit <= side:
             return side // unit * unit
-    return CHUNK
-
-
-def chunk_of(block: Sequence[int]) -> Shape:
-    """Chunks of an output that no two blocks share, zyx."""
-    z, y, x = (min(CHUNK, b) for b in block)
-    return z, y, x
+    return file

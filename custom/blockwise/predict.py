@@ -1,13 +1,12 @@
 """Prediction block by block: every voxel gets what a run on the whole volume gives it."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import daisy
 import numpy as np
@@ -19,14 +18,19 @@ from torch import Tensor
 
 from custom.blockwise.arrays import open_store, write_box
 from custom.blockwise.contexts import coarse_part, context_reach
+from custom.blockwise.equipment import Equipment
 from custom.blockwise.lattice import Shape, WindowLattice
 from custom.blockwise.sources import BlockSource
-from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.tracked import ProcessBlock
+from custom.blockwise.volume_task import VolumeTask
 from custom.context import CoarseVolume
 from custom.errors import InputError
 from custom.inferers import TokenSlidingWindowInferer, stacked
+from custom.outputs import images
+from custom.outputs.settings import OutputSettings
 from custom.samples import Sample
 from custom.scores import as_uint8, predicted_classes
+from custom.voxel_grid import Triple
 
 EMPTY = "empty"  # in the task's folder: a file for every block that was left out
 READ_AHEAD = 2  # batches of windows
@@ -140,7 +144,7 @@ def read_ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
             yield result
 
 
-class Predict(Tracked):
+class Predict(VolumeTask):
     """Predicts the blocks of a volume and writes them to arrays of an OME-Zarr.
 
     A block reads what the windows need that share voxels with it::
@@ -151,57 +155,62 @@ class Predict(Tracked):
              |wwwwwwwww|  |wwwwwww|
 
     Args:
-        shape: (D, H, W) of the volume.
         window: (D, H, W) of the network's windows.
         overlap: of neighbouring windows.
         context_factor: of the network's context; None without.
-        margin: voxels beside its windows that a block's features need, zyx.
-        block: (D, H, W) of a block.
-        output: folder of the OME-Zarr, whose arrays exist.
+        output: folder of the OME-Zarr.
         arrays: arrays (C, D, H, W) uint8, and the first and the end of their channels among those
             of the network; together these are one span.
         classes: array (D, H, W) uint64 of the most probable classes; None where there are none.
-        predictor: what predicts, where a process has it; others load it from ``config``.
+        voxel_size_nm: zyx.
+        offset_nm: position of the centre of voxel (0, 0, 0), zyx.
+        written: how arrays are written: the fields of ``OutputSettings``.
+        attributes: of each array.
     """
 
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
-    shape: Shape
     window: Shape
     overlap: float
     context_factor: Shape | None = None
-    margin: Shape = (0, 0, 0)
-    block: Shape
     output: Path
     arrays: dict[str, tuple[int, int]]
     classes: str | None = None
-    predictor: Any = Field(default=None, exclude=True, repr=False)
-
-    @property
-    def write_roi(self) -> Roi:
-        """The volume."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
+    voxel_size_nm: Triple
+    offset_nm: Triple
+    written: dict[str, Any] = Field(default_factory=dict)
+    attributes: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @property
     def context_size(self) -> Coordinate:
         """What a block reads beyond itself on either side.
 
-        The reach of its windows (``WindowLattice.context``, at most a window less a voxel), with a
-        context that of theirs (``context_reach``), and the entries that interpolation needs.
+        The reach of its windows (``WindowLattice.context``, at most a window less a voxel), and of
+        their contexts (``context_reach``). Features are there in whole before this task begins.
         """
         reach = context_reach(self.window, self.context_factor or (1, 1, 1))
         windows = WindowLattice(self.shape, self.window, self.overlap).context
-        return Coordinate(windows) + Coordinate(reach) + Coordinate(self.margin)
+        return Coordinate(windows) + Coordinate(reach)
+
+    def init(self) -> None:
+        """Create the arrays that are not there."""
+        settings = OutputSettings(**self.written)
+        place = self.voxel_size_nm, self.offset_nm
+        for name, (begin, end) in self.arrays.items():
+            shape, attributes = (end - begin, *self.shape), self.attributes.get(name, {})
+            images.create(self.output, name, shape, np.uint8, *place, settings, attributes)
+        if self.classes:
+            attributes = self.attributes.get(self.classes, {})
+            images.create(
+                self.output, self.classes, self.shape, np.uint64, *place, settings, attributes
+            )
+
+    def outputs_exist(self) -> bool:
+        """Whether the arrays are there."""
+        return all((self.output / name / "s0").exists() for name in self.names)
 
     def drop_artifacts(self) -> None:
         """Remove the arrays."""
         for name in self.names:
-            shutil.rmtree(self.output / name, ignore_errors=True)
+            images.remove(self.output, name)
 
     @property
     def names(self) -> list[str]:
@@ -211,7 +220,7 @@ class Predict(Tracked):
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Predict and write a block."""
-        predictor = self.predictor
+        predictor = self.live or self._predictor()
         stores = {name: open_store(self.output / name / "s0") for name in self.names}
 
         def process(block: daisy.Block) -> None:
@@ -223,6 +232,11 @@ class Predict(Tracked):
                 write_box(stores, roi, self._predicted(predictor, roi))
 
         yield process
+
+    def _predictor(self) -> Predictor:
+        equipment = Equipment(self.config)
+        source = self.source(equipment)
+        return Predictor(equipment.network(), equipment.inferer(), source, equipment.device)
 
     def _predicted(self, predictor: Predictor, roi: Roi) -> dict[str, NDArray[Any]]:
         """Values of a box by array."""

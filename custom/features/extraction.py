@@ -15,7 +15,7 @@ from custom.errors import InputError
 from custom.features.backbone import Backbone
 from custom.features.batching import InBatches, windows_that_fit
 from custom.features.intensity import IntensityWindow, to_unit_range
-from custom.features.lattice import plane_lattice
+from custom.features.lattice import PlaneLattice, plane_lattice
 from custom.features.reduced import unreduced
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid
@@ -77,6 +77,7 @@ class PlaneExtraction:
         plane: "xy", "xz" or "yz".
         windows_at_once: batch size of the forward pass; ``None`` for as many as fit into
             memory. Halved when it runs out.
+        lattice: a part of the plane's lattice over the box; None for all of it.
 
     Raises:
         ValueError: the backbone, or its upsampler, is not the spec's.
@@ -89,6 +90,7 @@ class PlaneExtraction:
         spec: FeatureSpec,
         plane: str,
         windows_at_once: int | None = None,
+        lattice: PlaneLattice | None = None,
     ) -> None:
         if not spec.made_with(backbone):
             raise ValueError(
@@ -99,7 +101,8 @@ class PlaneExtraction:
         self.backbone = backbone
         self.spec = spec
         raw_axes = box.raw_axes or same_axes(box.volume_shape)
-        self.lattice = plane_lattice(spec, box.volume_shape, box.roi, plane, raw_axes)
+        whole = plane_lattice(spec, box.volume_shape, box.roi, plane, raw_axes)
+        self.lattice = lattice or whole
         self._along_normal = raw_axes[NORMAL_AXIS[plane]]
         self.shape = (spec.channels, *self.lattice.shape)
         self.windows_per_slice = len(self.lattice.windows[0]) * len(self.lattice.windows[1])

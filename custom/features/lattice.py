@@ -110,6 +110,15 @@ class AxisLattice:
         first = index * self._patch_stride * self.shifts + shift
         return range(first, first + self._per_window * self.shifts, self.shifts)
 
+    @property
+    def cell(self) -> int:
+        """Patches, of all lattices together, from where a window begins to where the next does.
+
+        Without overlap, all windows with the same number of their lattices hold exactly the patches
+        of one cell, counted from the first patch; so whole cells need no window twice.
+        """
+        return self._patch_stride * self.shifts
+
     def windows_touching(self, patches: range) -> list[int]:
         """All windows that hold one of the patches."""
         return [

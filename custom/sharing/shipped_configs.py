@@ -14,6 +14,7 @@ _EXPERIMENTS = """
     loss_cross_entropy loss_dice loss_focal loss_focal_dice loss_tversky
     loss_weighted_cross_entropy mednext norm_batch norm_instance overfit_one_volume plateau
     raw_only residual seeded_watershed segresnet sgd strong_augmentation tokens_only two_dimensions
+    whole_volume
 """
 SHIPPED_CONFIGS = (
     *(f"configs/{name}" for name in _RUNS.split()),

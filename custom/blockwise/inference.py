@@ -1,0 +1,52 @@
+"""Inference of volumes of any size, block by block, as a chain of tasks for each."""
+
+from custom.blockwise.settings import BlockSettings
+from custom.inferers import TokenSlidingWindowInferer
+from custom.output import ModelLoader, SegmentationWriter, dataset_ids, refuse_places
+from custom.preflight import Preflight
+from custom.running import running_config
+
+
+class BlockwiseInference:
+    """Predict and segment every volume of a dataset, block by block.
+
+    Of every volume, ``<output_dir>/<id>.zarr`` holds what ``SegmentationWriter`` describes, and
+    ``<id>.blocks`` beside it what is known of its blocks, so that the same run goes on where it was
+    stopped.
+
+    Args:
+        loader: checks the model and gives the network its weights.
+        writer: what is written, and where.
+        inferer: how the network is run on windows.
+        settings: how blocks are run.
+        preflight: writes the record of the run once nothing refuses it any more.
+    """
+
+    def __init__(
+        self,
+        loader: ModelLoader,
+        writer: SegmentationWriter,
+        inferer: TokenSlidingWindowInferer,
+        settings: BlockSettings,
+        preflight: Preflight,
+    ) -> None:
+        self.loader = loader
+        self.writer = writer
+        self.inferer = inferer
+        self.settings = settings
+        self.preflight = preflight
+
+    def run(self) -> None:
+        """All volumes, one after the other.
+
+        Raises:
+            InputError: the model does not fit, something else is at the place of a result, the disk
+                is too small, or blocks failed.
+        """
+        from custom.blockwise.volume_run import volume_runs  # volara is slow to import
+
+        refuse_places(self.writer.output_dir, dataset_ids(self.writer.dataset))
+        description = self.loader.load()
+        self.preflight()
+        for volume in volume_runs(self, description):
+            volume.run(running_config())
