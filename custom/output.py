@@ -196,7 +196,7 @@ class SegmentationWriter:
         self, prediction: torch.Tensor, description: Mapping[str, Any]
     ) -> Iterator[Result]:
         """Affinities, LSDs and segments."""
-        segmenter = self.chosen_segmenter(description)
+        segmenter = self.chosen_method(description)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
         yield Result("affinities", values[self.layout.affinities], offsets)
@@ -205,8 +205,8 @@ class SegmentationWriter:
         made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
         yield Result(SEGMENTATION, segmenter(values), made)
 
-    def chosen_segmenter(self, description: Mapping[str, Any]) -> SegmentationMethod:
-        """With the settings that are stored with a model, and those that win over them."""
+    def chosen_method(self, description: Mapping[str, Any]) -> SegmentationMethod:
+        """The segmenter with the settings that are stored with a model, and those that win."""
         return chosen_method(description, self.segmenter, self.settings)
 
     def named_classes(self, description: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,12 +231,18 @@ class SegmentationWriter:
                 _write_image(part, result, size, offset, how)
             finish(part)
             remove_tables(path)
+            shutil.rmtree(state_of(path), ignore_errors=True)  # of blocks of an earlier inference
         if how.object_table is not None:
             objects = object_sums(result.values, (0, 0, 0))
             write_table(path, how.object_table, object_table(objects, size, offset))
         found = np.count_nonzero(np.unique(result.values))
         kind = "classes beside the background" if self.layout.num_classes else "segments"
         logger.info("%s: %s found: %d", path, kind, found)
+
+
+def state_of(path: Path) -> Path:
+    """Folder beside a result that says which of its blocks are done."""
+    return path.with_suffix(".blocks")
 
 
 def refuse_places(output_dir: str | Path, ids: Iterable[str]) -> None:

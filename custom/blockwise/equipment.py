@@ -22,7 +22,6 @@ from custom.features.reduced import load_reduced
 from custom.files import write_atomically
 from custom.inferers import TokenSlidingWindowInferer
 from custom.model_files import load_weights
-from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.volume_datasets import region_of
 
 BASIS_ADVICE = "put back the one that training wrote there"
@@ -80,11 +79,6 @@ class Equipment:
         """The inferer."""
         inferer: TokenSlidingWindowInferer = self._value("inferer")
         return inferer
-
-    def segmenter(self) -> MutexWatershedSegmenter:
-        """The segmenter, with the settings of the configuration."""
-        segmenter: MutexWatershedSegmenter = self._value("segmenter")
-        return segmenter
 
     def cached(self, volume: str) -> CachedVolume:
         """A volume of the cache, by its id."""

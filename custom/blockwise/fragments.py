@@ -34,8 +34,8 @@ class Fragments(ChainTask):
               s|s      s|s          pairs of voxels at seams
 
     Args:
-        mask: path of a volume with the voxels of ``shape``, in any format that is read; where it
-            is 0, there is no fragment. None: everywhere may be one.
+        mask: path of a volume, in any format that is read; where it is 0, and beyond it, there is
+            no fragment. None: everywhere may be one.
         mask_offset: voxel of the mask at voxel (0, 0, 0), zyx.
     """
 
@@ -110,8 +110,14 @@ class Fragments(ChainTask):
         """The mask in a box; None without a mask."""
         if self.mask is None:
             return None
-        place = roi + Coordinate(self.mask_offset)
-        inside: NDArray[np.bool_] = open_volume(self.mask, (1, 1, 1), "mask").read(place) != 0
+        volume, place = (
+            open_volume(self.mask, (1, 1, 1), "mask"),
+            roi + Coordinate(self.mask_offset),
+        )
+        common = place.intersect(volume.metadata.roi)
+        inside = np.zeros(tuple(roi.shape), np.bool_)
+        if not common.empty:
+            inside[(common - place.begin).to_slices()] = volume.read(common) != 0
         return inside
 
 

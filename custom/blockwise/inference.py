@@ -3,7 +3,6 @@
 from custom.blockwise.settings import BlockSettings
 from custom.inferers import TokenSlidingWindowInferer
 from custom.output import ModelLoader, SegmentationWriter, dataset_ids, refuse_places
-from custom.outputs.settings import OutputSettings
 from custom.preflight import Preflight
 from custom.running import running_config
 
@@ -20,7 +19,6 @@ class BlockwiseInference:
         writer: what is written, and where.
         inferer: how the network is run on windows.
         settings: how blocks are run.
-        written: how arrays are written.
         preflight: writes the record of the run once nothing refuses it any more.
     """
 
@@ -30,14 +28,12 @@ class BlockwiseInference:
         writer: SegmentationWriter,
         inferer: TokenSlidingWindowInferer,
         settings: BlockSettings,
-        written: OutputSettings,
         preflight: Preflight,
     ) -> None:
         self.loader = loader
         self.writer = writer
         self.inferer = inferer
         self.settings = settings
-        self.written = written
         self.preflight = preflight
 
     def run(self) -> None:

@@ -88,6 +88,15 @@ class RawSource(BlockSource):
         mask = self.region.opened.read_mask(roi + self.region.roi.offset)
         return (mask is not None and not mask.any()) or super().empty(roi)
 
+    @property
+    def mask(self) -> tuple[str | None, tuple[int, int, int]]:
+        """Path of the mask of where to segment, and its voxel at the region's first one."""
+        opened, (z, y, x) = self.region.opened, self.region.roi.offset
+        if opened.mask is None or opened.labels is not None:
+            return None, (0, 0, 0)
+        a, b, c = opened.mask_offset
+        return opened.mask.path, (int(z) - a, int(y) - b, int(x) - c)
+
     def placement(self, plane: str) -> tuple[Triple, Triple]:
         """As of ``BlockSource``."""
         return self._lattices[plane].start, self._lattices[plane].step

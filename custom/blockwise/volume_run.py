@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from custom.blockwise.chain import FRAGMENTS
 from custom.blockwise.equipment import write_config
 from custom.blockwise.features import (
     PREDICTED,
@@ -19,19 +20,21 @@ from custom.blockwise.features import (
 )
 from custom.blockwise.inference import BlockwiseInference
 from custom.blockwise.lattice import Shape, block_size
+from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
+from custom.blockwise.pyramid import pyramid_tasks
 from custom.blockwise.raw_source import RawSource, Region
 from custom.blockwise.runs import run_tasks
+from custom.blockwise.segmentation import segmentation_tasks
 from custom.blockwise.sources import BlockSource, CachedSource
 from custom.blockwise.tracked import Tracked
-from custom.blockwise.whole_segmentation import SegmentWhole
 from custom.disk_space import refuse_full_disk
 from custom.features.cache import CachedVolume
 from custom.features.intensity import entry_window
 from custom.model_folder import DIGESTS, WEIGHTS, file_digest
+from custom.output import state_of
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
-from custom.segmentation.method import SegmentationMethod
 from custom.volume_datasets import RawVolumeDataset, region_of
 from custom.voxel_grid import Triple
 
@@ -74,15 +77,16 @@ class VolumeRun:
         Raises:
             InputError: the disk is too small, or blocks failed.
         """
-        if self.store.exists() and not images.is_blockwise(self.store):
-            shutil.rmtree(self.store)
-            shutil.rmtree(self.state_dir, ignore_errors=True)
+        if self.store.exists() and not self.state_dir.exists():
+            shutil.rmtree(self.store)  # its blocks are not known
         self.state_dir.mkdir(parents=True, exist_ok=True)
         write_config(self.state_dir / CONFIG, config)
-        images.begin(self.store, self.inference.written.version)
+        how, settings = self.inference.writer.output_format, self.inference.settings
+        images.begin(self.store, how.version)
         predict = self.predict()
         tasks = [*self.before(predict), predict, *self.after(predict)]
-        run_tasks(tasks, self.state_dir, self.inference.settings.workers)
+        run_tasks(tasks, self.state_dir, settings.workforce.workers)
+        write_object_table(self.store, self.state_dir, how)
         images.finish(self.store)
         if predict.num_empty:
             logger.info("%s: %d empty blocks were left out", self.id, predict.num_empty)
@@ -110,7 +114,7 @@ class VolumeRun:
             self.source.shape,
             4 * (channels + 1),
             lattice.interval,
-            self.inference.written.unit,
+            self.inference.writer.output_format.unit,
         )
         logger.info(
             "%s: blocks of %s voxels; %.0f %% of the network's windows are computed again, because "
@@ -128,7 +132,7 @@ class VolumeRun:
             classes=SEGMENTATION if layout.num_classes else None,
             voxel_size_nm=self.voxel_size_nm,
             offset_nm=self.offset_nm,
-            written=asdict(self.inference.written),
+            written=asdict(self.inference.writer.output_format),
             attributes=self._attributes(),
         )
 
@@ -161,29 +165,43 @@ class VolumeRun:
         if isinstance(self.source, RawSource) and not self.inference.settings.keep_features:
             common = self._common("forget", self.source.shape, None)
             tasks.append(Forget(**common, predicted=_plain(predict.identity)))
+        store, how = self.store, self.inference.writer.output_format
         if self.inference.writer.layout.num_affinities:
-            tasks.append(
-                SegmentWhole(
-                    **self._common("segment", self.source.shape, self._segmenter()),
-                    identity=self._segmenter().describe(),
-                    method=self._segmenter().describe(),
-                    output=self.store,
-                    voxel_size_nm=self.voxel_size_nm,
-                    offset_nm=self.offset_nm,
-                    written=asdict(self.inference.written),
-                    dimensions=self.inference.writer.dimensions,
-                )
-            )
+            tasks += self._segmentation(predict.block)
+        names = [*predict.names, *([] if predict.classes else [FRAGMENTS, SEGMENTATION])]
+        size, run = self.voxel_size_nm, self.inference.settings.of_tasks()
+        tasks += pyramid_tasks(store, self.state_dir, names, predict.shape, size, how, **run)
+        tasks += object_tasks(store, self.state_dir, predict.shape, how, **run)
         return tasks
+
+    def _segmentation(self, block: Shape) -> list[Tracked]:
+        """From affinities to segments."""
+        writer, source = self.inference.writer, self.source
+        method = writer.chosen_method(self.description)
+        mask, mask_offset = source.mask if isinstance(source, RawSource) else (None, (0, 0, 0))
+        return segmentation_tasks(
+            method,
+            self.store,
+            self.state_dir,
+            source.shape,
+            block,
+            self.voxel_size_nm,
+            self.offset_nm,
+            written=writer.output_format,
+            database=self.inference.settings.database,
+            mask=mask,
+            mask_offset=mask_offset,
+            attributes={"segmentation": method.describe(), "dimensions": writer.dimensions},
+            settings=self.inference.settings.of_tasks(),
+        )
 
     def _common(self, name: str, block: Shape, live: Any) -> dict[str, Any]:
         """Arguments of any task."""
-        source, settings = self.source, self.inference.settings
+        source = self.source
         return {
             "state_dir": self.state_dir,
             "name": name,
-            "threads": settings.threads,
-            "retries": settings.retries,
+            **self.inference.settings.of_tasks(),
             "volume": self.id,
             "shape": source.shape,
             "block": block,
@@ -200,7 +218,7 @@ class VolumeRun:
 
     def _predicted_with(self) -> dict[str, Any]:
         """What else a prediction depends on."""
-        inferer, written = self.inference.inferer, self.inference.written
+        inferer, written = self.inference.inferer, self.inference.writer.output_format
         weights = self.description.get(DIGESTS, {}).get(WEIGHTS)
         return {
             "model": weights or file_digest(self.inference.loader.model_dir / WEIGHTS),
@@ -221,9 +239,6 @@ class VolumeRun:
         classes = writer.named_classes(self.description)
         return {"probabilities": classes, SEGMENTATION: classes}
 
-    def _segmenter(self) -> SegmentationMethod:
-        return self.inference.writer.chosen_segmenter(self.description)
-
 
 def volume_runs(
     inference: BlockwiseInference, description: Mapping[str, Any]
@@ -238,16 +253,17 @@ def volume_runs(
     if not isinstance(dataset, RawVolumeDataset):
         for volume in dataset.volumes:
             assert isinstance(volume, CachedVolume)
+            state_dir = state_of(output_dir / f"{volume.id}.zarr")
             source = CachedSource(volume, dataset.use_tokens)
             yield VolumeRun(
-                inference, description, volume.id, source, output_dir / f"{volume.id}.blocks",
+                inference, description, volume.id, source, state_dir,
                 volume.voxel_size_nm, volume.offset_nm, {"cache": str(volume.path)},
             )  # fmt: skip
         return
     for opened in dataset.entries:
         roi = region_of(opened, dataset.region)
         region = Region(opened, roi, entry_window(opened, dataset.percentiles))
-        state_dir = output_dir / f"{opened.entry.id}.blocks"
+        state_dir = state_of(output_dir / f"{opened.entry.id}.zarr")
         yield VolumeRun(
             inference, description, opened.entry.id,
             RawSource(region, dataset.spec, state_dir / STORE), state_dir,
