@@ -19,7 +19,8 @@ class BlockProgress:
     """One line with a task's blocks, their rate, the time left, and how many failed.
 
     A bar on a terminal; elsewhere, such as in a log file, a line of the log every minute and one at
-    the end. Rate and time left are those of this run; blocks that were done before do not count.
+    the end. Rate and time left are those of this run since ``show`` was first called: neither blocks
+    that were done before nor the start of workers count.
 
     Args:
         title: names volume and task.
@@ -34,7 +35,7 @@ class BlockProgress:
         self.title, self.total, self.before = title, total, done
         self.clock = clock
         self._finished = self._failed = 0
-        self._began, self._said = clock(), clock()
+        self._began, self._said = float("inf"), clock()
         self.bar = tqdm(
             total=total,
             initial=done,
@@ -46,6 +47,7 @@ class BlockProgress:
 
     def show(self, state: Any) -> None:
         """Show daisy's state of the task."""
+        self._began = min(self._began, self.clock())
         finished = state.completed_count - state.skipped_count
         self.bar.update(finished - self._finished)
         self._finished, self._failed = finished, state.failed_count

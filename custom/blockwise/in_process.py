@@ -42,6 +42,7 @@ def _process_all(
     """Keep ``width`` blocks under way until there are none left."""
     name = blocks.task_id
     running: dict[Future[None], daisy.Block] = {}
+    progress.show(scheduler.task_states[name])
     while True:
         while len(running) < width and (block := scheduler.acquire_block(name)) is not None:
             running[submit(blocks.process_function, block)] = block

@@ -169,6 +169,8 @@ def state(completed: int, skipped: int = 0, failed: int = 0) -> Any:
 def test_progress_counts_what_this_run_has_done() -> None:
     now = [100.0]
     progress = BlockProgress("cube, predict", 100, 40, lambda: now[0])
+    now[0] += 50  # workers begin
+    progress.show(state(completed=40, skipped=40))
     assert progress.figures() == ""
     now[0] += 10
     progress.show(state(completed=60, skipped=40))
