@@ -8,12 +8,20 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from custom.array_report import ArrayReport, cached, placed, refuse_memory
+from custom.blockwise.lattice import (
+    Shape,
+    WindowLattice,
+    block_bytes_per_voxel,
+    block_size,
+    written_channels,
+)
 from custom.channels import ChannelLayout
 from custom.datalist import entries_in, place_entry
 from custom.disk_space import refuse_full_disk
 from custom.errors import InputError
 from custom.features.backbone import available_device
 from custom.features.cache import open_cache
+from custom.features.lattice import grid_bytes
 from custom.features.settings import asked_of
 from custom.features.spec import FeatureSpec
 from custom.model_files import read_description, refuse_other_features
@@ -24,7 +32,7 @@ from custom.output import (
     refuse_places,
 )
 from custom.segmentation_settings import chosen_method
-from custom.volume_datasets import REGIONS
+from custom.volume_datasets import REGIONS, region_of
 
 LABEL_BYTES = 1  # of a voxel's uint64 id, which compression brings far below
 SMALLER = "segment a smaller ROI (region 'roi'), or take another device"
@@ -49,11 +57,19 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
         chosen_method(description, value("segmenter"), value("segmentation_settings"))
     refuse_places(value("output_dir"), [volume["id"] for volume in found])
     shapes = [volume["shape"] for volume in found]
-    disk = output_bytes(shapes, layout, bool(value("write_lsds")), value("output_format").pyramid)
+    lsds = bool(value("write_lsds"))
+    disk = output_bytes(shapes, layout, lsds, value("output_format").pyramid)
+    if isinstance(parser.get("blocks"), Mapping):
+        disk += _bytes_of_features(parser, description)
+        blocks = [_block_in(parser, shape, layout, lsds) for shape in shapes]
+        needed = int(value("threads")) * max(bytes_of_block(*block) for block in blocks)
+        what = f"the prediction of blocks of {max((b for b, *_ in blocks), key=math.prod)} voxels"
+        way_out = "take a smaller block_size or fewer threads"
+    else:
+        needed, way_out = prediction_bytes(shapes, layout), SMALLER
+        what = f"the prediction of a volume of {max(shapes, key=math.prod)} voxels"
     refuse_full_disk("output_dir", value("output_dir"), disk, "choose another one, or make room")
-    needed = prediction_bytes(shapes, layout)
-    what = f"the prediction of a volume of {max(shapes, key=math.prod)} voxels"
-    refuse_memory(needed, available_device(value("device")), what, SMALLER)
+    refuse_memory(needed, available_device(value("device")), what, way_out)
     return ArrayReport({value("section"): found}, {"output_dir": disk}, needed)
 
 
@@ -97,6 +113,48 @@ def _listed(parser: ConfigParser) -> list[dict[str, Any]]:
     ]
 
 
+def _block_in(
+    parser: ConfigParser, shape: Sequence[int], layout: ChannelLayout, lsds: bool
+) -> tuple[Shape, Shape, int]:
+    """Block and window of a volume, and the channels that are written."""
+    value = parser.get_parsed_content
+    z, y, x = shape
+    lattice = WindowLattice((z, y, x), value("inferer").window_in(shape), value("window_overlap"))
+    channels = written_channels(layout, lsds)
+    sums = block_bytes_per_voxel(channels)
+    unit = value("output_format").unit
+    block = block_size(value("block_size"), (z, y, x), sums, lattice.interval, unit)
+    return block, lattice.window, channels
+
+
+def bytes_of_block(block: Shape, window: Shape, channels: int) -> int:
+    """What the prediction of a block takes in memory beside the network, about.
+
+    The sums of its windows, the same as uint8, and the raw that its windows reach, float32.
+
+    Args:
+        block: (D, H, W).
+        window: (D, H, W) of the network's windows.
+        channels: that are written.
+    """
+    reach = math.prod(b + 2 * (w - 1) for b, w in zip(block, window, strict=True))
+    return math.prod(block) * (block_bytes_per_voxel(channels) + channels) + 4 * reach
+
+
+def _bytes_of_features(parser: ConfigParser, description: Mapping[str, Any]) -> int:
+    """What features of raw take on the disk until their volume is predicted."""
+    value = parser.get_parsed_content
+    if value("source") == "cache" or not value("token_channels"):
+        return 0
+    spec = asked_of(FeatureSpec.from_json(description["features"]), value("features"))
+    stores = []
+    for entry in entries_in(value("datalist"), value("section")):
+        opened = place_entry(entry)
+        roi = region_of(opened, value("region"))
+        stores.append(grid_bytes(spec, opened.raw.metadata.shape, roi, opened.raw_axes))
+    return sum(stores) if value("keep_features") else max(stores)
+
+
 def output_bytes(
     shapes: Iterable[Sequence[int]], layout: ChannelLayout, lsds: bool, pyramid: bool
 ) -> int:
@@ -108,7 +166,7 @@ def output_bytes(
         lsds: whether LSDs are written, too.
         pyramid: whether coarser levels are written, too: 1/8 of the voxels, 1/64 and so on.
     """
-    channels = layout.num_affinities + layout.num_classes + (layout.num_lsds if lsds else 0)
+    channels = written_channels(layout, lsds)
     voxels = sum(math.prod(shape) for shape in shapes)
     return (voxels * 8 // 7 if pyramid else voxels) * (channels + LABEL_BYTES)
 

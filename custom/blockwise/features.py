@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import daisy
-import numpy as np
 import tensorstore
 from funlib.geometry import Coordinate, Roi
 from pydantic import Field
@@ -143,12 +142,6 @@ def feature_block(spec: FeatureSpec, shape: Sequence[int]) -> Shape:
         voxels = max(1, round(side / cell)) * cell
         sizes.append(min(length, max(SLAB, round(voxels / SLAB) * SLAB)))
     return sizes[0], sizes[1], sizes[2]
-
-
-def store_bytes(spec: FeatureSpec, region: Region) -> int:
-    """Size of a region's store, which is not compressed."""
-    grids = (math.prod(region.lattice(spec, plane).shape) for plane in spec.planes)
-    return sum(grids) * spec.channels * np.dtype(spec.float_dtype).itemsize
 
 
 class Features(VolumeTask):

@@ -12,6 +12,7 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers.utils import _get_scan_interval  # so that the windows are MONAI's own
 from torch import Tensor
 
+from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.json_fields import per_axis
 
@@ -139,3 +140,18 @@ def _aligned(side: int, interval: int, file: int) -> int:
         if unit <= side:
             return side // unit * unit
     return file
+
+
+def written_channels(layout: ChannelLayout, lsds: bool) -> int:
+    """Channels of a prediction that are written.
+
+    Args:
+        layout: of the network's channels.
+        lsds: whether LSDs are written, too.
+    """
+    return layout.num_affinities + layout.num_classes + (layout.num_lsds if lsds else 0)
+
+
+def block_bytes_per_voxel(channels: int) -> int:
+    """Of the float32 sums that a block holds: of its channels, and of the windows' weights."""
+    return 4 * (channels + 1)

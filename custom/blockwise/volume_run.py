@@ -16,10 +16,9 @@ from custom.blockwise.features import (
     Features,
     Forget,
     feature_block,
-    store_bytes,
 )
 from custom.blockwise.inference import BlockwiseInference
-from custom.blockwise.lattice import Shape, block_size
+from custom.blockwise.lattice import Shape, block_bytes_per_voxel, block_size, written_channels
 from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
 from custom.blockwise.pyramid import pyramid_tasks
@@ -31,6 +30,8 @@ from custom.blockwise.tracked import Tracked
 from custom.disk_space import refuse_full_disk
 from custom.features.cache import CachedVolume
 from custom.features.intensity import entry_window
+from custom.features.lattice import grid_bytes
+from custom.features.spec import FeatureSpec
 from custom.model_folder import DIGESTS, WEIGHTS, file_digest
 from custom.output import state_of
 from custom.outputs import images
@@ -108,11 +109,11 @@ class VolumeRun:
             arrays = {"affinities": (0, layout.num_affinities)}
             if writer.write_lsds:
                 arrays["lsds"] = (layout.lsds.start, layout.lsds.stop)
-        channels = max(end for _, end in arrays.values())
+        channels = written_channels(layout, writer.write_lsds)
         block = block_size(
             self.inference.settings.block_size,
             self.source.shape,
-            4 * (channels + 1),
+            block_bytes_per_voxel(channels),
             lattice.interval,
             self.inference.writer.output_format.unit,
         )
@@ -146,7 +147,6 @@ class VolumeRun:
         if not isinstance(source, RawSource) or source.spec is None:
             return []
         assert isinstance(dataset, RawVolumeDataset) and dataset.backbone is not None
-        needed = store_bytes(source.spec, source.region)
         live = Extractor(source.region, dataset.backbone, source.spec, dataset.windows_at_once)
         task = Features(
             **self._common("features", feature_block(source.spec, source.shape), live),
@@ -155,9 +155,15 @@ class VolumeRun:
         )
         if not task.outputs_exist():
             task.drop()
-            way_out = "segment a smaller ROI (region 'roi'), or choose another output_dir"
-            refuse_full_disk("output_dir", self.state_dir, needed, way_out)
+            self._refuse_full_disk(source.region, source.spec)
         return [task]
+
+    def _refuse_full_disk(self, region: Region, spec: FeatureSpec) -> None:
+        """Features must fit beside what other volumes have left."""
+        opened = region.opened
+        needed = grid_bytes(spec, opened.raw.metadata.shape, region.roi, opened.raw_axes)
+        way_out = "segment a smaller ROI (region 'roi'), or choose another output_dir"
+        refuse_full_disk("output_dir", self.state_dir, needed, way_out)
 
     def after(self, predict: Predict) -> list[Tracked]:
         """What drops the features, and makes segments of affinities."""

@@ -280,3 +280,20 @@ def _slices(size: int, voxels: range, every: int) -> range:
     first = voxels.start // every
     last = min(-(-(voxels.stop - 1) // every), (size - 1) // every)
     return range(first * every, last * every + 1, every)
+
+
+def grid_bytes(
+    spec: FeatureSpec, volume_shape: Sequence[int], roi: Roi, raw_axes: RawAxes | None = None
+) -> int:
+    """Size of the grids of all planes over a box, in the spec's ``float_dtype``.
+
+    Args:
+        spec: as of ``plane_lattice``, and so are the other arguments.
+        volume_shape: of the whole raw volume.
+        roi: the box.
+        raw_axes: where raw is finer.
+    """
+    lattices = (plane_lattice(spec, volume_shape, roi, plane, raw_axes) for plane in spec.planes)
+    entries = sum(math.prod(lattice.shape) for lattice in lattices)
+    bits = torch.finfo(getattr(torch, spec.float_dtype)).bits
+    return entries * spec.channels * bits // 8
