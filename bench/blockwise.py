@@ -181,7 +181,7 @@ def volaras(
     fragments = Labels(store=folder / "fragments.zarr")
     segments = Labels(store=folder / "segments.zarr")
     scores = {"short": OFFSETS[:3], "long": OFFSETS[3:]}
-    graph = SQLite(path=folder / "graph.db", edge_attrs={name: "float" for name in scores})
+    graph = SQLite(path=folder / "graph.db", edge_attrs=dict.fromkeys(scores, "float"))
     lut = LUT(path=folder / "lut.npz")
     roi = ((0, 0, 0), values.shape[1:])
     shared = {"block_size": block, "context": (9, 9, 9), "affs_data": affs}
