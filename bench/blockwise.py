@@ -23,7 +23,7 @@ from volara.dbs import SQLite
 from volara.lut import LUT
 
 from bench.figures import Figure, table
-from bench.targets import packed, timed
+from bench.targets import Timed, packed, timed
 from custom.blockwise.arrays import open_store
 from custom.blockwise.runs import run_tasks
 from custom.blockwise.segmentation import segmentation_tasks
@@ -89,6 +89,8 @@ def segment_figures(
 ) -> list[Figure]:
     """Million voxels per second and VOI of every method's chain and of volara's, in this process.
 
+    Ratios are of seconds and, for a busy machine, of CPU-seconds.
+
     Args:
         values: (9, D, H, W) uint8 affinities.
         truth: (D, H, W) labels.
@@ -97,21 +99,27 @@ def segment_figures(
         settings: of the mutex watershed.
     """
     compile_(folder)
-    million = truth.size / 1e6
     found: list[Figure] = []
-    rates: dict[str, float] = {}
+    calls: dict[str, Timed] = {}
     chains = {name: ours_with(name, settings or {}) for name in METHODS}
     for name, method in chains.items():
-        call = timed(lambda method=method, name=name: ours(method, values, folder / name, block))
-        rates[name] = million / call.seconds
-        found += scored(name, rates[name], truth, call.result)
+        calls[name] = timed(
+            lambda method=method, name=name: ours(method, values, folder / name, block)
+        )
         whole = timed(lambda method=method: method(values))
-        found.append(Figure(f"{name}.whole_over_blocks", whole.seconds / call.seconds, "1"))
+        share = whole.cpu_seconds / calls[name].cpu_seconds
+        found.append(Figure(f"{name}.whole_over_blocks", share, "1"))
     bias = chains["mutex_watershed"].describe()["bias"]
-    plain = timed(lambda: volaras(values, folder / "volara", block, bias))
-    rates["volara"] = million / plain.seconds
-    found += scored("volara", rates["volara"], truth, plain.result)
-    found += [Figure(f"{name}.over_volara", rates[name] / rates["volara"], "1") for name in METHODS]
+    calls["volara"] = timed(lambda: volaras(values, folder / "volara", block, bias))
+    for name, call in calls.items():
+        split, merge = variation_of_information(truth, call.result)
+        found += [
+            Figure(f"{name}.mvox_per_s", truth.size / 1e6 / call.seconds, "Mvox/s"),
+            Figure(f"{name}.cpu_over_volara", calls["volara"].cpu_seconds / call.cpu_seconds, "1"),
+            Figure(f"{name}.over_volara", calls["volara"].seconds / call.seconds, "1"),
+            Figure(f"{name}.voi_split", split, "bits"),
+            Figure(f"{name}.voi_merge", merge, "bits"),
+        ]
     return [Figure(f"segment.{f.name}", f.value, f.unit) for f in found]
 
 
@@ -129,18 +137,6 @@ def compile_(folder: Path) -> None:
     for name in METHODS:
         ours(ours_with(name, {}), values, folder / "compiled" / name, (8, 10, 20))
     volaras(values, folder / "compiled" / "volara", (8, 10, 20), -0.7)
-
-
-def scored(
-    name: str, rate: float, truth: NDArray[np.integer], found: NDArray[np.uint64]
-) -> list[Figure]:
-    """Speed and VOI."""
-    split, merge = variation_of_information(truth, found)
-    return [
-        Figure(f"{name}.mvox_per_s", rate, "Mvox/s"),
-        Figure(f"{name}.voi_split", split, "bits"),
-        Figure(f"{name}.voi_merge", merge, "bits"),
-    ]
 
 
 def ours(
