@@ -1,7 +1,8 @@
 """What the tasks from affinities to segments share: method, blocks, ids and arrays."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,17 +70,23 @@ class ChainTask(Tracked):
         """Place of an array of the output."""
         return self.output / name / "s0"
 
-    def connections(self) -> Callable[[], SQLGraphDataBase]:
+    @contextmanager
+    def connections(self) -> Iterator[Callable[[], SQLGraphDataBase]]:
         """What gives the graph's database, opened once in every thread."""
-        own = threading.local()
+        own, opened = threading.local(), list[SQLGraphDataBase]()
 
         def connection() -> SQLGraphDataBase:
             if not hasattr(own, "database"):
                 own.database = self.graph.open("r+")
+                opened.append(own.database)
             database: SQLGraphDataBase = own.database
             return database
 
-        return connection
+        try:
+            yield connection
+        finally:
+            for database in opened:
+                self.graph.release(database)
 
     def first_id(self, roi: Roi) -> int:
         """The number below the ids of a block's fragments, which are unique in the volume.

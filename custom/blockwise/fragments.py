@@ -75,7 +75,7 @@ class Fragments(ChainTask):
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Find the fragments of a block."""
-        method, connection = self.made_method(), self.connections()
+        method = self.made_method()
         affinities = open_store(self.array_path(AFFINITIES))
         fragments = open_store(self.array_path(FRAGMENTS))
         seams = open_store(self.meta_dir / SEAMS)
@@ -104,7 +104,8 @@ class Fragments(ChainTask):
                 nodes, centres = piece_nodes(pieces, mean, is_open, self.first_id(write))
                 write_nodes(connection(), nodes, centres + np.array(write.begin))
 
-        yield process
+        with self.connections() as connection:
+            yield process
 
     def _mask(self, roi: Roi) -> NDArray[np.bool_] | None:
         """The mask in a box; None without a mask."""

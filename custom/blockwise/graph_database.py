@@ -46,6 +46,9 @@ class SqliteGraph(SQLite):
     def claim(self) -> None:
         """Nothing: the file lies in the run's folder."""
 
+    def release(self, database: SQLGraphDataBase) -> None:
+        """Nothing: only its own thread may close a connection, which it does at its end."""
+
 
 class PostgresGraph(PostgreSQL):
     """A graph in a PostgreSQL database that belongs to one run and volume alone.
@@ -89,6 +92,11 @@ class PostgresGraph(PostgreSQL):
                     connection.commit()
                     return
                 self._refuse_others(cursor, tables)
+
+    def release(self, database: SQLGraphDataBase) -> None:
+        """Close a connection, which would keep others from dropping tables."""
+        assert isinstance(database, PgSQLGraphDatabase)
+        database.close()
 
     def _refuse_others(self, cursor: Any, tables: list[str]) -> None:
         if OWNER_TABLE not in tables:

@@ -47,7 +47,8 @@ class Solve(ChainTask):
         """Solve the graph."""
 
         def process(block: daisy.Block) -> None:
-            graph = read_graph(self.connections()())
+            with self.connections() as connection:
+                graph = read_graph(connection())
             self.lut.file.parent.mkdir(parents=True, exist_ok=True)
             self.lut.save(np.stack([graph.ids.astype(np.int64), solved(self.made_method(), graph)]))
 

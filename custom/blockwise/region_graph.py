@@ -50,7 +50,7 @@ class Regions(ChainTask):
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
         """Find the edges of a block."""
-        method, connection = self.made_method(), self.connections()
+        method = self.made_method()
         affinities = open_store(self.array_path(AFFINITIES))
         fragments = open_store(self.array_path(FRAGMENTS))
         seams = open_store(self.state_dir / self.seams_of / SEAMS)
@@ -69,7 +69,8 @@ class Regions(ChainTask):
             if len(graph.edges):
                 write_edges(connection(), graph)
 
-        yield process
+        with self.connections() as connection:
+            yield process
 
 
 def edges_of(

@@ -171,8 +171,8 @@ def contracted(graph: RegionGraph, groups: NDArray[np.int64]) -> RegionGraph:
             the node and its edges go.
 
     Returns:
-        Node i is group i + 1; an edge within a group goes. A group is open where all its nodes
-        are.
+        Node i is group i + 1, so that ids may not ascend; an edge within a group goes. A group is
+        open where all its nodes are.
     """
     number, kept = int(groups.max(initial=0)), groups > 0
     of = groups[kept] - 1
