@@ -139,12 +139,14 @@ class ComponentSegmenter:
 
 
 def _reaching(labels: NDArray[np.uint64], cut: Cut, context: Triple) -> NDArray[np.bool_]:
-    """Which labels have voxels within the context of a cut face; by id, from 0 on."""
+    """Which labels have voxels where other blocks may be; by id, from 0 on.
+
+    A face that is not cut may have a block behind it all the same: one that ends with the volume.
+    """
     found = np.zeros(int(labels.max(initial=0)) + 1, dtype=np.bool_)
-    for axis, (low, high) in enumerate(zip(*cut, strict=True)):
+    for axis in (axis for axis in range(3) if cut != UNCUT):
         length, far = labels.shape[axis], context[axis]
-        for is_cut, near in ((low, slice(0, far)), (high, slice(max(0, length - far), length))):
-            if is_cut:
-                found[labels[(slice(None),) * axis + (near,)]] = True
+        for near in (slice(0, far), slice(max(0, length - far), length)):
+            found[labels[(slice(None),) * axis + (near,)]] = True
     found[0] = False
     return found
