@@ -172,8 +172,7 @@ def test_blocks_hold_whole_files_of_every_level_that_is_made(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "0.6"}, 'ome_zarr_version must be "0.4" or "0.5"'),
-        ({"version": 0.4}, "in quotes, got 0.4"),
+        ({"version": "0.6"}, "ome_zarr_version must be 0.4 or 0.5, got 0.6"),
         ({"shards": 128}, 'shards need ome_zarr_version "0.5"'),
         ({"version": "0.5", "shards": 100}, "shards must be a multiple of 64"),
         ({"version": "0.5", "shards": 0}, "shards must be a multiple of 64"),
@@ -203,3 +202,8 @@ def test_memory_follows_the_block_not_the_volume(
     monkeypatch.setattr("custom.outputs.levels.MAX_BLOCK", 128)
     small, large = (70, 140, 150), (70, 280, 600)
     assert peak(tmp_path / "large", large) < 1.1 * peak(tmp_path / "small", small)
+
+
+def test_a_version_may_be_a_number_as_on_a_command_line() -> None:
+    number: Any = 0.5
+    assert OutputSettings(number) == OutputSettings("0.5")
