@@ -153,6 +153,15 @@ def test_an_image_that_is_there_keeps_its_voxels_and_another_is_refused(tmp_path
             create(store, "labels/segmentation", shape, dtype, SIZE, OFFSET, other, {})
 
 
+def test_large_files_are_made_from_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom.outputs.levels.READ", 32)
+    settings, name = OutputSettings("0.5", shards=128), "labels/segmentation"
+    values = write_result(tmp_path / "cube.zarr", settings)[name]
+    write_levels(tmp_path / "cube.zarr", name, settings)
+    found = open_array(tmp_path / "cube.zarr" / name / "s1").read().result()
+    np.testing.assert_array_equal(found, shrunk(values, (1, 2, 2)))
+
+
 @pytest.mark.parametrize("unit", [64, 256])
 @pytest.mark.parametrize("size", [(8.0, 8.0, 8.0), (40.0, 8.0, 8.0)])
 def test_blocks_hold_whole_files_of_every_level_that_is_made(
