@@ -21,6 +21,7 @@ def test_a_run_in_the_newer_format_has_the_same_voxels_table_and_scores(project:
     assert is_complete(store)
     assert not table_path(store, "parquet").exists()
     assert image_names(store) == list(before)
+    assert not list(store.rglob(".z*"))
     for name, values in before.items():
         assert (store / name / "s0" / "zarr.json").exists()
         np.testing.assert_array_equal(open_array(store / name / "s0").read().result(), values)

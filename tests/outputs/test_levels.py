@@ -141,6 +141,18 @@ def test_what_is_not_finished_says_so(tmp_path: Path) -> None:
     assert not is_result(tmp_path)
 
 
+@pytest.mark.parametrize(("before", "after"), [("0.4", "0.5"), ("0.5", "0.4")])
+def test_another_version_leaves_nothing_of_the_one_before(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    store = tmp_path / "cube.zarr"
+    for version in (before, after):
+        finished(store, OutputSettings(version))
+    wrong = {".zgroup", ".zattrs", ".zarray"} if after == "0.5" else {"zarr.json"}
+    assert not wrong & {path.name for path in store.rglob("*")}
+    assert is_complete(store)
+
+
 def test_an_image_that_is_there_keeps_its_voxels_and_another_is_refused(tmp_path: Path) -> None:
     store, settings = tmp_path / "cube.zarr", OutputSettings()
     images = write_result(store, settings)
