@@ -11,7 +11,7 @@ import fire
 import numpy as np
 
 from custom.errors import InputError
-from custom.outputs.images import SEGMENTATION
+from custom.outputs.images import SEGMENTATION, is_complete, is_result
 from custom.outputs.meshes import FORMATS, box_of, object_mesh, simplified, write_mesh
 from custom.outputs.objects import measured, object_table, read_table
 from custom.volumes import Volume, open_volume
@@ -41,6 +41,8 @@ def meshes(
     if isinstance(simplify, bool) or not isinstance(simplify, (int, float)) or simplify < 1:
         raise InputError(f"simplify must be a number from 1, got {simplify!r}")
     store = Path(str(output)).absolute()
+    if is_result(store) and not is_complete(store):
+        raise InputError(f"'{store}' is not finished; run inference to its end first")
     volume = open_volume(store / SEGMENTATION, field="segmentation")
     rows = _rows(store, volume, chosen)
     folder = store.with_name(f"{store.stem}_meshes") if out is None else Path(str(out))

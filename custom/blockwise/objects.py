@@ -107,7 +107,7 @@ def object_tasks(
     """
     if settings.object_table is None:
         return []
-    edge = max(4 * CHUNK, settings.unit)
+    edge = 4 * CHUNK
     task = Objects(
         state_dir=state_dir,
         name=NAME,

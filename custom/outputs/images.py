@@ -37,10 +37,14 @@ SEGMENTATION = "labels/segmentation"
 def begin(store: Path, version: str = "0.4") -> None:
     """Mark an OME-Zarr as a result of inference that is being written; it may be there already.
 
+    One of another version is removed: a folder that is a group of both is read in either way.
+
     Args:
-        store: the OME-Zarr.
+        store: the OME-Zarr, a result of inference where it is there.
         version: of OME-Zarr.
     """
+    if is_result(store) and _version(store) != version:
+        shutil.rmtree(store)
     _mark(store, version, False)
 
 

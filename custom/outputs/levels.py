@@ -15,6 +15,7 @@ from custom.outputs.settings import CHUNK, OutputSettings
 from custom.volumes import open_array
 
 MAX_BLOCK = 256  # edge in voxels of what is read for one block, where units are no larger
+READ = 256  # what is read at a time of a larger block, which large files ask for
 Begin = tuple[int, int, int]
 
 
@@ -92,13 +93,21 @@ class LevelMaker:
     def _first_made(
         self, channel: tuple[int, ...], begin: Sequence[int], shape: Sequence[int]
     ) -> NDArray[Any]:
-        """The first level that is made, a layer of chunks of the one that is read at a time."""
-        z, y, x = _box(self._levels[0], begin, shape)
-        parts = []
-        for low in range(z.start, z.stop, CHUNK):
-            box: tuple[int | slice, ...] = (*channel, slice(low, min(low + CHUNK, z.stop)), y, x)
-            parts.append(shrunk(self._source[box].read().result(), self._steps(0)))
-        return np.concatenate(parts)
+        """The first level that is made, from parts of the one that is read."""
+        boxes = [_box(level, begin, shape) for level in self._levels[:2]]
+        (d, h, w), made = ([axis.stop - axis.start for axis in box] for box in boxes)
+        target = np.empty(made, dtype=self._source.dtype.numpy_dtype)
+        steps, corner = self._steps(0), [axis.start for axis in boxes[0]]
+        for low, size in blocks((d, h, w), (CHUNK, READ, READ)):
+            place = zip(corner, low, size, strict=True)
+            read: tuple[int | slice, ...] = (
+                *channel,
+                *(slice(c + n, c + n + length) for c, n, length in place),
+            )
+            part = shrunk(self._source[read].read().result(), steps)
+            into = zip(low, steps, part.shape, strict=True)
+            target[tuple(slice(n // s, n // s + length) for n, s, length in into)] = part
+        return target
 
     def _steps(self, number: int) -> list[int]:
         """How many voxels of one level make one of the next."""

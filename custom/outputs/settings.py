@@ -14,7 +14,8 @@ class OutputSettings:
     """How results are written.
 
     Args:
-        version: of OME-Zarr: "0.4" (Zarr v2) or "0.5" (Zarr v3).
+        version: of OME-Zarr: "0.4" (Zarr v2) or "0.5" (Zarr v3), as a number too: so it comes from
+            a command line.
         shards: with "0.5": edge in voxels of what one file holds, a multiple of 64; None: a file
             for every chunk of 64 voxels.
         pyramid: also write every image at half the resolution, a quarter, and so on.
@@ -30,10 +31,9 @@ class OutputSettings:
     object_table: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "version", str(self.version))
         if self.version not in VERSIONS:
-            raise InputError(
-                f'ome_zarr_version must be "0.4" or "0.5", in quotes, got {self.version!r}'
-            )
+            raise InputError(f"ome_zarr_version must be 0.4 or 0.5, got {self.version}")
         if self.object_table not in (*TABLES, None):
             raise InputError(
                 f'object_table must be "parquet", "csv" or null, got {self.object_table!r}'

@@ -141,6 +141,18 @@ def test_what_is_not_finished_says_so(tmp_path: Path) -> None:
     assert not is_result(tmp_path)
 
 
+@pytest.mark.parametrize(("before", "after"), [("0.4", "0.5"), ("0.5", "0.4")])
+def test_another_version_leaves_nothing_of_the_one_before(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    store = tmp_path / "cube.zarr"
+    for version in (before, after):
+        finished(store, OutputSettings(version))
+    wrong = {".zgroup", ".zattrs", ".zarray"} if after == "0.5" else {"zarr.json"}
+    assert not wrong & {path.name for path in store.rglob("*")}
+    assert is_complete(store)
+
+
 def test_an_image_that_is_there_keeps_its_voxels_and_another_is_refused(tmp_path: Path) -> None:
     store, settings = tmp_path / "cube.zarr", OutputSettings()
     images = write_result(store, settings)
@@ -151,6 +163,15 @@ def test_an_image_that_is_there_keeps_its_voxels_and_another_is_refused(tmp_path
         shape, dtype, other = changes
         with pytest.raises(InputError, match="exists with another shape"):
             create(store, "labels/segmentation", shape, dtype, SIZE, OFFSET, other, {})
+
+
+def test_large_files_are_made_from_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom.outputs.levels.READ", 32)
+    settings, name = OutputSettings("0.5", shards=128), "labels/segmentation"
+    values = write_result(tmp_path / "cube.zarr", settings)[name]
+    write_levels(tmp_path / "cube.zarr", name, settings)
+    found = open_array(tmp_path / "cube.zarr" / name / "s1").read().result()
+    np.testing.assert_array_equal(found, shrunk(values, (1, 2, 2)))
 
 
 @pytest.mark.parametrize("unit", [64, 256])
@@ -172,8 +193,7 @@ def test_blocks_hold_whole_files_of_every_level_that_is_made(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"version": "0.6"}, 'ome_zarr_version must be "0.4" or "0.5"'),
-        ({"version": 0.4}, "in quotes, got 0.4"),
+        ({"version": "0.6"}, "ome_zarr_version must be 0.4 or 0.5, got 0.6"),
         ({"shards": 128}, 'shards need ome_zarr_version "0.5"'),
         ({"version": "0.5", "shards": 100}, "shards must be a multiple of 64"),
         ({"version": "0.5", "shards": 0}, "shards must be a multiple of 64"),
@@ -203,3 +223,8 @@ def test_memory_follows_the_block_not_the_volume(
     monkeypatch.setattr("custom.outputs.levels.MAX_BLOCK", 128)
     small, large = (70, 140, 150), (70, 280, 600)
     assert peak(tmp_path / "large", large) < 1.1 * peak(tmp_path / "small", small)
+
+
+def test_a_version_may_be_a_number_as_on_a_command_line() -> None:
+    number: Any = 0.5
+    assert OutputSettings(number) == OutputSettings("0.5")

@@ -161,6 +161,24 @@ def test_mistakes_are_told_in_a_sentence(
         meshes(**given)
 
 
+def test_a_result_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, objects())
+    begin(tmp_path / "cube.zarr")
+    with pytest.raises(SystemExit, match=r"cube\.zarr' is not finished; run inference"):
+        meshes(str(tmp_path / "cube.zarr"), 1)
+
+
+def test_only_the_box_of_an_object_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, objects(), "parquet")
+    read: list[Roi] = []
+    plain = Volume.read
+    monkeypatch.setattr(Volume, "read", lambda self, roi: read.append(roi) or plain(self, roi))
+    meshes(str(tmp_path / "cube.zarr"), 2, format="obj")
+    around = Roi((15, 23, 16), (6, 7, 10))  # and a voxel beyond, to close the surface
+    assert read
+    assert all(around.contains(roi) for roi in read)
+
+
 def test_a_result_without_objects_says_so(tmp_path: Path) -> None:
     written(tmp_path, np.zeros((4, 5, 6), dtype=np.uint64))
     with pytest.raises(SystemExit, match="holds no objects at all"):
