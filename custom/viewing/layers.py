@@ -26,6 +26,7 @@ from custom.viewing.pyramid import (
     open_pyramid,
     single,
 )
+from custom.viewing.stored_meshes import meshes_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class ShownLayer:
         shader: of images.
         channels: of colours, the number of the channel that is red, green and blue, if any.
         sites: of points, in voxels of the pyramid.
+        meshes: folder of meshes of segments, if there is one.
         colours: of segments by their ids, as "#rrggbb"; the viewer has its own for others.
     """
 
@@ -87,6 +89,7 @@ class ShownLayer:
     shader: str = ""
     channels: tuple[int | None, int | None, int | None] = (None, None, None)
     sites: Sequence[Site] = ()
+    meshes: Path | None = None
     colours: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -143,7 +146,8 @@ def _predicted(output: FinishedOutput, visible: Sequence[str]) -> list[ShownLaye
         if image is not None:
             path = str(output.path / image)
             pyramid = open_pyramid(path, None, name)
-            found.append(ShownLayer(name, SEGMENTS, pyramid, name in visible, path))
+            meshes = meshes_of(output.path) if image == SEGMENTATION else None
+            found.append(ShownLayer(name, SEGMENTS, pyramid, name in visible, path, meshes=meshes))
     return found
 
 

@@ -97,7 +97,7 @@ def _layer(layer: ShownLayer, reference_nm: Triple, segments: Sequence[int]) -> 
     metadata = layer.pyramid.metadata
     corner = corner_in_view(metadata.offset_nm, metadata.voxel_size_nm, reference_nm)
     kind = IMAGE if layer.kind in OPACITY else SEGMENTATION
-    source = ServedVolume(layer.pyramid, kind, corner)
+    source = ServedVolume(layer.pyramid, kind, corner, layer.meshes)
     if kind == IMAGE:
         return neuroglancer.ImageLayer(
             source=source, shader=layer.shader, opacity=OPACITY[layer.kind]
