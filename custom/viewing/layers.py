@@ -1,8 +1,8 @@
 """What the viewer shows of outputs: layers, their colours, and the view they are seen from."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from custom.datalist import OpenEntry
 from custom.error_map import BOTH, COLOURS, MERGE, MISSING, SPLIT
 from custom.features.intensity import IntensityWindow
 from custom.outputs.images import SEGMENTATION
+from custom.pictures import label_colours
 from custom.viewing.error_sites import ErrorMap, Site
 from custom.viewing.finished_output import (
     AFFINITIES,
@@ -25,12 +26,14 @@ from custom.viewing.pyramid import (
     open_pyramid,
     single,
 )
+from custom.viewing.stored_meshes import meshes_of
 
 logger = logging.getLogger(__name__)
 
 GREY, RGB, SEGMENTS, CODES, POINTS = "grey", "rgb", "segments", "codes", "points"
 SAMPLE = 96  # edge of the box that grey values are measured in, without a window in the datalist
 PERCENTILES = (0.5, 99.5)
+MOST_COLOURED = 2000  # objects whose colours the state lists
 
 GREY_SHADER = """#uicontrol invlerp normalized({limits})
 void main() {{
@@ -74,6 +77,8 @@ class ShownLayer:
         shader: of images.
         channels: of colours, the number of the channel that is red, green and blue, if any.
         sites: of points, in voxels of the pyramid.
+        meshes: folder of meshes of segments, if there is one.
+        colours: of segments by their ids, as "#rrggbb"; the viewer has its own for others.
     """
 
     name: str
@@ -84,6 +89,8 @@ class ShownLayer:
     shader: str = ""
     channels: tuple[int | None, int | None, int | None] = (None, None, None)
     sites: Sequence[Site] = ()
+    meshes: Path | None = None
+    colours: Mapping[int, str] = field(default_factory=dict)
 
 
 def layers_of(
@@ -106,8 +113,10 @@ def layers_of(
     opened = output.entry
     if opened is not None and opened.labels is not None:
         found.append(_truth(opened, "truth" in visible))
-        if errors:
-            found += _errors(output, opened, visible, eval_dir)
+        compared = _error_map(output, opened, eval_dir) if errors else None
+        if compared is not None:
+            found = [_coloured_alike(layer, compared) for layer in found]
+            found += _errors(compared, "errors" in visible)
     return found
 
 
@@ -137,7 +146,8 @@ def _predicted(output: FinishedOutput, visible: Sequence[str]) -> list[ShownLaye
         if image is not None:
             path = str(output.path / image)
             pyramid = open_pyramid(path, None, name)
-            found.append(ShownLayer(name, SEGMENTS, pyramid, name in visible, path))
+            meshes = meshes_of(output.path) if image == SEGMENTATION else None
+            found.append(ShownLayer(name, SEGMENTS, pyramid, name in visible, path, meshes=meshes))
     return found
 
 
@@ -190,13 +200,11 @@ def _truth(opened: OpenEntry, visible: bool) -> ShownLayer:
     return ShownLayer("truth", SEGMENTS, placed, visible, entry.labels)
 
 
-def _errors(
-    output: FinishedOutput, opened: OpenEntry, visible: Sequence[str], eval_dir: Path | None
-) -> list[ShownLayer]:
-    """Errors voxel by voxel, and the list of sites."""
+def _error_map(output: FinishedOutput, opened: OpenEntry, eval_dir: Path | None) -> ErrorMap | None:
+    """What truth and segmentation say of each other, where that is affordable."""
     if output.classes or output.per_section:
         logger.info("%s: errors are shown of objects in 3D alone", output.id)
-        return []
+        return None
     errors = ErrorMap(opened, output.path.parent, eval_dir)
     if not errors.affordable:
         logger.warning(
@@ -205,14 +213,39 @@ def _errors(
             output.id,
             f"{errors.voxels:,}",
         )
-        return []
+        return None
+    return errors
+
+
+def _errors(errors: ErrorMap, visible: bool) -> list[ShownLayer]:
+    """Errors voxel by voxel, and the list of sites."""
     pyramid = errors.pyramid()
     here = [replace(s, voxel=_minus(s.voxel, errors.roi.begin)) for s in errors.sites()]
-    named = "errors" in visible
     return [
-        ShownLayer("errors", CODES, pyramid, named, shader=codes_shader()),
-        ShownLayer("error sites", POINTS, pyramid, named, sites=here),
+        ShownLayer("errors", CODES, pyramid, visible, shader=codes_shader()),
+        ShownLayer("error sites", POINTS, pyramid, visible, sites=here),
     ]
+
+
+def _coloured_alike(layer: ShownLayer, errors: ErrorMap) -> ShownLayer:
+    """Truth and segmentation with one colour for an object and its main segment.
+
+    Other segments keep the viewer's colours, so that a piece that was split off stands out.
+    """
+    pairs = sorted(errors.overlaps.main_segments().items())[:MOST_COLOURED]
+    objects = np.array([own for own, _ in pairs], np.uint64)
+    colours = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in label_colours(objects).tolist()]
+    if layer.name == "truth":
+        return replace(layer, colours=dict(zip((own for own, _ in pairs), colours, strict=True)))
+    if layer.name != "segmentation":
+        return layer
+    mains = errors.overlaps.main_objects()
+    chosen = {
+        segment: colour
+        for (own, segment), colour in zip(pairs, colours, strict=True)
+        if mains[segment] == own
+    }
+    return replace(layer, colours=chosen)
 
 
 def _minus(voxel: Sequence[int], origin: Sequence[int]) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from custom.files import write_atomically
 from custom.locations import Location, parse_location
 from custom.precomputed_metadata import INFO_FILE
 from custom.viewing.layers import GREY, RGB, SEGMENTS, ShownLayer
-from custom.viewing.state import View, arranged, look_at, reference, space
+from custom.viewing.state import View, arranged, look_at, middle_of, reference, space
 from custom.voxel_grid import Triple
 from custom.zarr_metadata import find_array, parse_json, read_node
 
@@ -80,7 +80,7 @@ def link_state(
     if f"{first.name}" in [name.split(": ")[-1] for name in missing]:
         raise InputError(f"the segmentation does not lie in '{root}', which the link is for")
     state.layout, panels = arranged(names, view)
-    look_at(state, first, view, panels)
+    look_at(state, first, middle_of(next(iter(outputs.values())), view), view, panels)
     # Neuroglancer places an OME-Zarr's first voxel around its position, not from it on.
     state.position = [float(v) - 0.5 for v in state.position]
     return state, missing

@@ -1,6 +1,7 @@
 """A pyramid as a volume that Neuroglancer's own server hands out, chunk by chunk."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import neuroglancer
@@ -10,6 +11,7 @@ from neuroglancer.local_volume import InvalidObjectIdForMesh, MeshesNotSupported
 from numpy.typing import NDArray
 
 from custom.viewing.pyramid import Pyramid
+from custom.viewing.stored_meshes import stored_mesh
 from custom.voxel_grid import Triple
 
 IMAGE, SEGMENTATION = "image", "segmentation"
@@ -28,10 +30,14 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         pyramid: what is shown.
         kind: ``IMAGE`` or ``SEGMENTATION``.
         corner_nm: position of the corner of voxel (0, 0, 0), zyx.
+        meshes: folder of meshes that are there already, as of ``stored_mesh``.
     """
 
-    def __init__(self, pyramid: Pyramid, kind: str, corner_nm: Sequence[float]) -> None:
+    def __init__(
+        self, pyramid: Pyramid, kind: str, corner_nm: Sequence[float], meshes: Path | None = None
+    ) -> None:
         self.pyramid = pyramid
+        self.meshes = meshes
         self._meshes: Any = None
         size = pyramid.metadata.voxel_size_nm
         channels = pyramid.channels
@@ -78,7 +84,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         return encode_npz(values), "application/octet-stream"
 
     def get_object_mesh(self, object_id: int) -> bytes:
-        """Mesh of a segment, from the finest level of few enough voxels.
+        """Mesh of a segment: a stored one, else from the finest level of few enough voxels.
 
         Raises:
             MeshesNotSupportedForVolume: no level is small enough.
@@ -86,6 +92,11 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         """
         if self.volume_type != SEGMENTATION:
             raise MeshesNotSupportedForVolume
+        metadata = self.pyramid.metadata
+        z, y, x = np.subtract(metadata.offset_nm, np.divide(metadata.voxel_size_nm, 2)).tolist()
+        stored = stored_mesh(self.meshes, object_id, (z, y, x)) if self.meshes else None
+        if stored is not None:
+            return stored
         with self._mesh_generator_lock:
             if self._meshes is None:
                 self._meshes = self._generator()

@@ -76,7 +76,7 @@ def viewer_state(
             shown = _compared(layer) if view.layout == COMPARE else layer.visible
             state.layers.append(name=name, layer=_layer(layer, size, view.segments), visible=shown)
     state.layout, panels = arranged(names, view)
-    look_at(state, first, view, panels)
+    look_at(state, first, middle_of(next(iter(outputs.values())), view), view, panels)
     return state
 
 
@@ -97,13 +97,17 @@ def _layer(layer: ShownLayer, reference_nm: Triple, segments: Sequence[int]) -> 
     metadata = layer.pyramid.metadata
     corner = corner_in_view(metadata.offset_nm, metadata.voxel_size_nm, reference_nm)
     kind = IMAGE if layer.kind in OPACITY else SEGMENTATION
-    source = ServedVolume(layer.pyramid, kind, corner)
+    source = ServedVolume(layer.pyramid, kind, corner, layer.meshes)
     if kind == IMAGE:
         return neuroglancer.ImageLayer(
             source=source, shader=layer.shader, opacity=OPACITY[layer.kind]
         )
     return neuroglancer.SegmentationLayer(
-        source=source, selected_alpha=0.45, not_selected_alpha=0.1, segments=set(segments)
+        source=source,
+        selected_alpha=0.45,
+        not_selected_alpha=0.1,
+        segments=set(segments),
+        segment_colors=dict(layer.colours),
     )
 
 
@@ -177,14 +181,27 @@ def _row(named: Sequence[tuple[str, ShownLayer]]) -> neuroglancer.StackLayout:
     )
 
 
+def middle_of(layers: Sequence[ShownLayer], view: View) -> Triple:
+    """What is in the middle, in the viewer's voxels, zyx: without a choice where truth is."""
+    first = reference(layers)
+    size = first.pyramid.metadata.voxel_size_nm
+    if view.position is not None:
+        return in_view(first, view.position, size)
+    shown = next((layer for layer in layers if layer.name in ("errors", "truth")), first)
+    return in_view(shown, [(n - 1) / 2 for n in shown.pyramid.metadata.shape], size)
+
+
 def look_at(
-    state: neuroglancer.ViewerState, first: ShownLayer, view: View, panel: tuple[float, float]
+    state: neuroglancer.ViewerState,
+    first: ShownLayer,
+    middle: Triple,
+    view: View,
+    panel: tuple[float, float],
 ) -> None:
-    """Position and scale."""
+    """Position and scale, so that all of the first output fits into a panel."""
     metadata = first.pyramid.metadata
     size = metadata.voxel_size_nm
-    middle = view.position or [(n - 1) / 2 for n in metadata.shape]
-    state.position = list(in_view(first, middle, size)[::-1])
+    state.position = list(middle[::-1])
     depth, height, width = np.multiply(metadata.shape, size)
     across = {"xy": (width, height), "xz": (width, depth), "yz": (depth, height)}
     plane = "xy" if view.layout == COMPARE else (view.layout or "xy")[:2]

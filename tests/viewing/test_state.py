@@ -238,6 +238,26 @@ def test_error_sites_lie_in_the_cut_off_piece(layers: list[ShownLayer]) -> None:
     assert "split" in point.description
 
 
+def test_an_object_and_its_main_segment_have_one_colour(layers: list[ShownLayer]) -> None:
+    colours = {layer.name: dict(layer.colours) for layer in layers}
+    assert set(colours["truth"]) == {7}
+    assert colours["segmentation"] == {70: colours["truth"][7]}  # 71 is a piece split off
+    state = viewer_state({"a": layers}, View())
+    assert state.layers["truth"].segment_colors[7] == colours["truth"][7]
+
+
+def test_what_is_compared_is_in_the_middle_unless_a_voxel_is_chosen(
+    layers: list[ShownLayer],
+) -> None:
+    offset = np.divide(planted_output.centre(), planted_output.SIZE)
+    state = viewer_state({"a": layers}, View())
+    first, size = planted_output.LABELS_AT, planted_output.LABELS_SHAPE
+    expected = np.add(first, np.subtract(size, 1) / 2) + 0.5 + offset
+    np.testing.assert_allclose(state.position[::-1], expected)
+    state = viewer_state({"a": layers}, View(position=(1, 2, 3)))
+    np.testing.assert_allclose(state.position[::-1], np.array([1.5, 2.5, 3.5]) + offset)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
