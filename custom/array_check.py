@@ -17,6 +17,7 @@ from custom.datalist import entries_in, place_entry
 from custom.inference_check import check_inference
 from custom.preprocessing import Preprocessor
 from custom.running import kind_of
+from custom.skeletons import read_skeletons
 from custom.training_check import check_training, check_validation
 
 
@@ -51,8 +52,10 @@ def _check_evaluating(parser: ConfigParser) -> ArrayReport:
         parser.get_parsed_content(key) for key in ("datalist", "section", "output_dir")
     )
     opened = [place_entry(entry) for entry in comparable(entries_in(datalist, section))]
-    for entry in opened:
-        segmentation_of(entry, Path(folder))
+    for found in opened:
+        segmentation_of(found, Path(folder))
+        if found.entry.skeletons is not None:
+            read_skeletons(found.entry.skeletons, f"entry '{found.entry.id}', skeletons")
     return ArrayReport({section: placed(opened)})
 
 

@@ -29,8 +29,8 @@ LARGEST_SIDE = 1024  # voxels of a section that is shown
 
 
 def comparable(entries: Sequence[DatalistEntry]) -> Sequence[DatalistEntry]:
-    """Entries with labels, if there are any."""
-    return [entry for entry in entries if entry.truth is not None] or entries
+    """Entries with labels or skeletons, if there are any."""
+    return [e for e in entries if e.truth is not None or e.skeletons is not None] or entries
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparison:
     """An entry and its segmentation, to be read box by box; boxes are in voxels of the latter.
 
     Args:
-        opened: the entry, which has labels.
+        opened: the entry.
         segmentation: what inference wrote.
         shift: raw voxel of the segmentation's first one.
         written: the voxels that are compared.
@@ -181,8 +181,8 @@ def segmentation_of(opened: OpenEntry, output_dir: Path) -> tuple[Volume, Coordi
         ROI, in raw voxels.
 
     Raises:
-        InputError: no labels, no segmentation, an unfinished one, one that holds no integers,
-            another voxel size or grid, no overlap.
+        InputError: no labels or skeletons, no segmentation, an unfinished one, one that holds no
+            integers, another voxel size or grid, no overlap.
     """
     entry = opened.entry
     path = _path_of_segmentation(entry, output_dir)
@@ -204,11 +204,11 @@ def segmentation_of(opened: OpenEntry, output_dir: Path) -> tuple[Volume, Coordi
 
 
 def _path_of_segmentation(entry: DatalistEntry, output_dir: Path) -> Path:
-    """Where the segmentation of an entry that has labels lies; it must be there."""
-    if entry.truth is None:
+    """Where the segmentation of an entry that has labels or skeletons lies; it must be there."""
+    if entry.truth is None and entry.skeletons is None:
         raise InputError(
-            f"entry '{entry.id}' has no labels to compare with; "
-            "name them in the datalist's field 'labels' or 'classes', or leave the entry out"
+            f"entry '{entry.id}' has no labels to compare with; name them in the datalist's field "
+            "'labels' or 'classes', or 'skeletons', or leave the entry out"
         )
     path = output_dir / f"{entry.id}.zarr" / SEGMENTATION
     if not path.exists():

@@ -24,6 +24,7 @@ ENTRY_KEYS = (
     "voxel_size_nm",
     "intensity_window",
     "classes",
+    "skeletons",
 )
 
 
@@ -44,6 +45,7 @@ class DatalistEntry:
             is the voxel size of the working grid.
         intensity_window: raw values that become 0 and 1.
         beyond_labels: ``roi`` may stick out of the labels; no voxel is annotated there.
+        skeletons: path of an SWC file, or of a folder with such files: see ``skeletons``.
     """
 
     id: str
@@ -56,6 +58,7 @@ class DatalistEntry:
     intensity_window: tuple[float, float] | None = None
     classes: Classes | None = None
     beyond_labels: bool = False
+    skeletons: str | None = None
 
     @property
     def truth(self) -> str | Classes | None:
@@ -115,6 +118,7 @@ def parse_entry(value: object, folder: Path, where: str) -> DatalistEntry:
         intensity_window=optional("intensity_window", interval),
         classes=optional("classes", lambda value, name: parse_classes(value, path, name)),
         beyond_labels=beyond_labels,
+        skeletons=optional("skeletons", path),
     )
 
 

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from custom.comparison import Comparison, Cut, comparable, compared
+from custom.comparison import Comparison, comparable, compared
+from custom.comparison_picture import picture
 from custom.contingency import Table, contingency_of
 from custom.counting import Counting
 from custom.datalist import entries_in
@@ -25,17 +23,9 @@ from custom.metrics import (
     precisions_of_table,
     scores_of_table,
 )
-from custom.pictures import (
-    contact_sheet,
-    grey_image,
-    matched_by_section,
-    matched_to_truth,
-    overlay,
-    paint,
-    plane_slice,
-    png_bytes,
-)
-from custom.planes import PLANES
+from custom.pictures import png_bytes
+from custom.run_length import RunLength, expected_run_length
+from custom.skeletons import read_skeletons, traced
 from custom.split_merge import merges, splits
 
 logger = logging.getLogger(__name__)
@@ -121,8 +111,46 @@ class ClassScores:
         )
 
 
+@dataclass(frozen=True)
+class SkeletonScores:
+    """How far skeletons can be followed through the segmentation.
+
+    Args:
+        id: the datalist entry.
+        run: lengths in nm.
+        skeletons: number of them with an edge among the voxels compared.
+    """
+
+    id: str
+    run: RunLength
+    skeletons: int
+
+    def row(self) -> dict[str, Any]:
+        """What is written of it, by name."""
+        shares = {
+            f"edges_{kind}": length / self.run.total for kind, length in self.run.lengths.items()
+        }
+        return {
+            "id": self.id,
+            "erl_nm": self.run.expected,
+            "skeletons": self.skeletons,
+            "skeleton_nm": self.run.total,
+            **shares,
+        }
+
+    def summary(self) -> str:
+        """One line for the log."""
+        return (
+            f"{self.id}: expected run length {self.run.expected / 1000:.2f} um of "
+            f"{_number(self.skeletons, 'skeleton')}, {self.run.total / 1000:.2f} um in all"
+        )
+
+
+AnyScores = Scores | ClassScores | SkeletonScores
+
+
 class SegmentationEvaluator:
-    """Compares ``<output_dir>/<id>.zarr/labels/segmentation`` with the labels of every entry.
+    """Compares ``<output_dir>/<id>.zarr/labels/segmentation`` with labels and skeletons of entries.
 
     The comparison covers the voxels that the entry's ROI and the segmentation share, and counts
     them block by block. What the segmentation holds, objects, objects of single sections or
@@ -154,15 +182,16 @@ class SegmentationEvaluator:
         self.on_start = on_start
         self.counting = Counting() if counting is None else counting
 
-    def run(self) -> list[Scores | ClassScores]:
-        """Score every entry of the section that has labels, write the files, return the scores.
+    def run(self) -> list[AnyScores]:
+        """Score every entry with labels or skeletons, write the files, return the scores.
 
         Raises:
-            InputError: the section has no entries or none with labels, an entry has no truth in
-                its ROI, or its segmentation is missing, unfinished or does not fit; blocks failed.
+            InputError: the section has no entries or none with labels or skeletons, an entry has
+                no truth in its ROI, or its segmentation is missing, unfinished or does not fit;
+                blocks failed.
         """
         entries = entries_in(self.datalist, self.section)
-        results: list[Scores | ClassScores] = []
+        results: list[AnyScores] = []
         details: dict[str, dict[str, Any]] = {"outputs": {}, "worst_splits": {}, "worst_merges": {}}
         chosen = comparable(entries)
         if bare := [entry.id for entry in entries if entry not in chosen]:
@@ -171,17 +200,27 @@ class SegmentationEvaluator:
             comparison = compared(entry, self.output_dir)
             if self.on_start is not None and not results:
                 self.on_start()
-            table = self.counting.table(comparison, self.datalist, self.section, self.eval_dir)
-            results.append(scores(comparison, table))
             details["outputs"][entry.id] = comparison.provenance()
-            if not comparison.classes:
-                for name, worst in self._list(comparison, table).items():
-                    details[name][entry.id] = worst
-            write_atomically(self.eval_dir / f"{entry.id}.png", png_bytes(picture(comparison)))
-            logger.info("%s", results[-1].summary())
+            if entry.truth is not None:
+                results.append(self._compare(comparison, details))
+            if entry.skeletons is not None:
+                results.append(skeleton_scores(comparison))
+                logger.info("%s", results[-1].summary())
         write_atomically(self.eval_dir / "scores.json", self._as_json(results, details))
         write_atomically(self.eval_dir / "scores.csv", _as_csv(results))
         return results
+
+    def _compare(self, comparison: Comparison, details: Mapping[str, dict[str, Any]]) -> AnyScores:
+        """Scores of an entry with labels; writes its picture and lists, and adds to details."""
+        id_ = comparison.opened.entry.id
+        table = self.counting.table(comparison, self.datalist, self.section, self.eval_dir)
+        result = scores(comparison, table)
+        if not comparison.classes:
+            for name, worst in self._list(comparison, table).items():
+                details[name][id_] = worst
+        write_atomically(self.eval_dir / f"{id_}.png", png_bytes(picture(comparison)))
+        logger.info("%s", result.summary())
+        return result
 
     def _list(self, comparison: Comparison, table: Table) -> dict[str, Any]:
         """Write the lists of splits and merges of an entry; the worst of both."""
@@ -193,15 +232,13 @@ class SegmentationEvaluator:
             worst[f"worst_{name}"] = pieces.worst(*place)
         return worst
 
-    def _as_json(
-        self, results: Sequence[Scores | ClassScores], details: Mapping[str, Any]
-    ) -> bytes:
+    def _as_json(self, results: Sequence[AnyScores], details: Mapping[str, Any]) -> bytes:
         """Scores of every entry, where they come from and what lowers them most."""
         content = {
             "datalist": str(self.datalist),
             "section": self.section,
             "output_dir": str(self.output_dir),
-            "entries": [result.row() for result in results],
+            "entries": _rows(results),
             **details,
         }
         return (json.dumps(content, indent=2) + "\n").encode()
@@ -232,6 +269,25 @@ def scores(comparison: Comparison, table: Table) -> Scores | ClassScores:
     )
 
 
+def skeleton_scores(comparison: Comparison) -> SkeletonScores:
+    """Expected run length of an entry's skeletons.
+
+    Raises:
+        InputError: files that are no skeletons, or none of them is in the voxels compared.
+    """
+    entry = comparison.opened.entry
+    assert entry.skeletons is not None
+    skeletons = read_skeletons(entry.skeletons, f"entry '{entry.id}', skeletons")
+    found = traced(skeletons, comparison.segmentation, comparison.written)
+    run = expected_run_length(found)
+    if not run.total:
+        raise InputError(
+            f"no edge of the skeletons of entry '{entry.id}' ('{entry.skeletons}') lies in its "
+            "segmentation; positions must be x y z in nm, in the frame of raw and its offset"
+        )
+    return SkeletonScores(entry.id, run, sum(len(skeleton.edges) > 0 for skeleton in found))
+
+
 def _class_scores(comparison: Comparison, table: Table) -> ClassScores:
     id_, names = comparison.opened.entry.id, comparison.classes
     _, labels, found = table.pairs.keys.T
@@ -246,51 +302,18 @@ def _class_scores(comparison: Comparison, table: Table) -> ClassScores:
     return ClassScores(id_, class_scores(counts, names), int(counts.truth.sum()))
 
 
-def picture(comparison: Comparison) -> NDArray[np.uint8]:
-    """Middle slices of raw, truth and segmentation in three planes, as one RGB image."""
-    size = comparison.voxel_size_nm
-    cuts = [comparison.middle(plane) for plane in PLANES]
-    low, high = grey_range(cuts)
-    columns: dict[str, list[NDArray[np.uint8]]] = {"raw": [], "truth": [], "segmentation": []}
-    for plane, cut, segments in zip(PLANES, cuts, matched(comparison, cuts), strict=True):
-        grey = grey_image(plane_slice(cut.raw, plane, size), low, high)
-        columns["raw"].append(grey)
-        for name, labels in (("truth", cut.truth), ("segmentation", segments)):
-            columns[name].append(overlay(paint(plane_slice(labels, plane, size)), grey))
-    return contact_sheet(columns, PLANES)
+def _rows(results: Sequence[AnyScores]) -> list[dict[str, Any]]:
+    """One row per entry, with all its scores."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        rows.setdefault(result.id, {}).update(result.row())
+    return list(rows.values())
 
 
-def grey_range(cuts: Sequence[Cut]) -> tuple[float, float]:
-    """Grey values of raw that are shown black and white."""
-    values = np.concatenate([cut.raw.ravel() for cut in cuts])
-    low, high = np.percentile(values, (0.5, 99.5))
-    return float(low), float(high)
-
-
-def matched(comparison: Comparison, cuts: Sequence[Cut]) -> list[NDArray[np.integer]]:
-    """Segmentations with the truth's ids where they agree; classes have them anyway.
-
-    Args:
-        comparison: that the sections are of.
-        cuts: sections that are shown together, so that a segment has one colour in all.
-    """
-    if comparison.classes:
-        return [cut.segmentation for cut in cuts]
-    if comparison.per_section:
-        return [matched_by_section(cut.truth, cut.segmentation) for cut in cuts]
-    truth, segments = (
-        np.concatenate([getattr(cut, name).ravel() for cut in cuts])
-        for name in ("truth", "segmentation")
-    )
-    ends = np.cumsum([cut.truth.size for cut in cuts])[:-1]
-    found = np.split(matched_to_truth(truth, segments), ends)
-    return [part.reshape(cut.truth.shape) for part, cut in zip(found, cuts, strict=True)]
-
-
-def _as_csv(results: Sequence[Scores | ClassScores]) -> bytes:
+def _as_csv(results: Sequence[AnyScores]) -> bytes:
     """One row per entry under the names of the scores; blank where an entry has no such score."""
     text = io.StringIO()
-    rows = [result.row() for result in results]
+    rows = _rows(results)
     names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()

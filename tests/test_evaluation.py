@@ -319,6 +319,51 @@ def test_the_configuration_runs_it(data: Path, run_id: str) -> None:
     assert (data / "eval" / "scores.json").exists()
 
 
+# --- skeletons ---
+
+
+def add_skeletons(folder: Path, **changes: Any) -> None:
+    """Along x through two bricks that are one segment, and through one that is whole."""
+    (folder / "swc").mkdir()
+    for name, z, y, xs in (("a", 3, 4, (13, 17, 21)), ("b", 4, 5, (8, 11)), ("c", 7, 4, (5, 11))):
+        lines = [
+            f"{i} 0 {80 + x * 10} {y * 8} {400 + z * 40} 1 {i - 1 or -1}"
+            for i, x in enumerate(xs, start=1)
+        ]
+        (folder / "swc" / f"{name}.swc").write_text("\n".join(lines))
+    datalist = json.loads((folder / "datalist.json").read_text())
+    datalist["test"][0] |= {"skeletons": "swc", **changes}
+    (folder / "datalist.json").write_text(json.dumps(datalist))
+
+
+@pytest.mark.parametrize("labels", ["data.zarr/labels/cells", None])
+def test_skeletons_have_an_expected_run_length(data: Path, labels: str | None) -> None:
+    """Bricks 1 and 2 are one segment, so b and c are merged; a is whole."""
+    write_segmentation(data, segmentation())
+    add_skeletons(data, labels=labels)
+    *objects, skeletons = evaluate(data)
+    assert len(objects) == (labels is not None)
+    assert skeletons.run.expected == pytest.approx(80 * 80 / (80 + 30 + 60))
+    (row,) = json.loads((data / "eval" / "scores.json").read_text())["entries"]
+    assert row["erl_nm"] == skeletons.run.expected
+    assert (row["skeletons"], row["skeleton_nm"]) == (3, pytest.approx(170))
+    assert row["edges_merged"] == pytest.approx(90 / 170)
+    assert row["edges_correct"] == pytest.approx(80 / 170)
+    assert ("voi" in row) == (labels is not None)
+    with (data / "eval" / "scores.csv").open() as file:
+        (written,) = csv.DictReader(file)
+    assert float(written["erl_nm"]) == skeletons.run.expected
+
+
+def test_skeletons_elsewhere_are_said(data: Path) -> None:
+    write_segmentation(data, segmentation())
+    add_skeletons(data)
+    for path in (data / "swc").iterdir():
+        path.write_text("1 0 0 0 0 1 -1\n2 0 1 1 1 1 1")
+    with pytest.raises(InputError, match=r"no edge of the skeletons of entry 'cube'.*in nm"):
+        evaluate(data)
+
+
 # --- sections ---
 
 

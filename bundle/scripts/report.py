@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from custom import __version__
 from custom.comparison import Comparison, Cut, compared
+from custom.comparison_picture import grey_range, matched
 from custom.datalist import parse_datalist
 from custom.datalist_entry import DatalistEntry
-from custom.evaluation import grey_range, matched
 from custom.pictures import grey_image, overlay, paint, plane_slice
 from custom.planes import PLANES
 from custom.view import (

@@ -9,9 +9,9 @@ from funlib.geometry import Coordinate, Roi
 from numpy.typing import NDArray
 
 from custom.comparison import compared
+from custom.comparison_picture import matched
 from custom.datalist import OpenEntry
 from custom.error_map import class_errors, error_colours, object_errors_by_section
-from custom.evaluation import matched
 from custom.outputs.images import SEGMENTATION
 from custom.pictures import Colours, channels_as_colours, grey_image, overlay, paint, plane_slice
 from custom.planes import NORMAL_AXIS, PLANES
