@@ -19,8 +19,8 @@ class BlockProgress:
     """One line with a task's blocks, their rate, the time left, and how many failed.
 
     A bar on a terminal; elsewhere, such as in a log file, a line of the log every minute and one at
-    the end. Rate and time left are those of this run since ``show`` was first called: neither
-    blocks that were done before nor the start of workers count.
+    the end. Rate and time left are those of this run since ``show`` was first called: blocks that
+    were done before, and the start of workers, do not count.
 
     Args:
         title: names volume and task.

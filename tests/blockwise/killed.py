@@ -116,14 +116,15 @@ def _kill(run: "subprocess.Popen[bytes]", kind: str, moments: random.Random) -> 
     if not everyone.get(kind):
         return False
     victim = moments.choice(everyone[kind])
+    orphans = _children(victim) if kind == "waiting" else []
     try:
         victim.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
         return False
     if kind in ENDING:
-        others = [p for kind in ("server", "waiting", "worker") for p in everyone[kind]]
-        _, alive = psutil.wait_procs(others, timeout=END_S)
-        assert not alive, f"after the end of the {kind} there are {alive}"
+        orphans = [p for kind in ("server", "waiting", "worker") for p in everyone[kind]]
+    _, alive = psutil.wait_procs(orphans, timeout=END_S)
+    assert not alive, f"after the end of the {kind} there are {alive}"
     return True
 
 

@@ -175,5 +175,5 @@ def test_ctrl_c_ends_workers_and_the_same_command_goes_on(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_ends_the_same(tmp_path: Path) -> None:
-    """One kill each of a worker, the server and the run; ``tests.soak`` has many more."""
-    killed_runs(tmp_path, 3, seed=1, kinds=("worker", "server", "run"))
+    """One kill of each kind; ``tests.soak`` has many more."""
+    killed_runs(tmp_path, 4, seed=1, kinds=("worker", "waiting", "server", "run"))
