@@ -80,7 +80,8 @@ class VolumeRun:
         Raises:
             InputError: the disk is too small, or blocks failed.
         """
-        self._remove_other()
+        if self.store.exists() and not self.state_dir.exists():
+            shutil.rmtree(self.store)  # its blocks are not known
         self.state_dir.mkdir(parents=True, exist_ok=True)
         write_config(self.state_dir / CONFIG, config)
         how, settings = self.inference.writer.output_format, self.inference.settings
@@ -93,14 +94,6 @@ class VolumeRun:
         if predict.num_empty:
             logger.info("%s: %d empty blocks were left out", self.id, predict.num_empty)
         logger.info("%s: all is done", self.store)
-
-    def _remove_other(self) -> None:
-        """A result whose blocks are not known, or of another version of OME-Zarr."""
-        version = "0.5" if (self.store / "zarr.json").exists() else "0.4"
-        known = self.state_dir.exists() and version == self.inference.writer.output_format.version
-        if self.store.exists() and not known:
-            shutil.rmtree(self.store)
-            shutil.rmtree(self.state_dir, ignore_errors=True)
 
     @property
     def store(self) -> Path:
