@@ -124,8 +124,8 @@ def block_size(value: object, lattice: WindowLattice, channels: int, unit: int =
         unit: edge of what one file of the output holds.
 
     Raises:
-        InputError: blocks would share files of the output: a size above ``unit`` that is not a
-            multiple of it.
+        InputError: blocks would share files of the output: a size that is not a multiple of
+            ``unit``. Where these are single chunks, smaller blocks may take turns at one.
     """
     if value is None:
         side = min(MOST, math.isqrt(BLOCK_BYTES // bytes_of_sums(lattice, (1, 1), channels, unit)))
@@ -133,7 +133,7 @@ def block_size(value: object, lattice: WindowLattice, channels: int, unit: int =
     else:
         z, y, x = per_axis(value, "block_size")
     sizes = zip((z, y, x), lattice.shape, strict=True)
-    if wrong := [b for b, n in sizes if unit < b < n and b % unit]:
+    if wrong := [b for b, n in sizes if b < n and b % unit and max(b, unit) > CHUNK]:
         raise InputError(
             f"block_size {[z, y, x]}: {wrong[0]} is not a multiple of {unit}, so two blocks would "
             f"write one file; take a multiple, or null."
