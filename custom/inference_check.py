@@ -11,8 +11,8 @@ from custom.array_report import ArrayReport, cached, placed, refuse_memory
 from custom.blockwise.lattice import (
     Shape,
     WindowLattice,
-    block_bytes_per_voxel,
     block_size,
+    bytes_of_sums,
     written_channels,
 )
 from custom.channels import ChannelLayout
@@ -62,8 +62,9 @@ def check_inference(parser: ConfigParser) -> ArrayReport:
     if isinstance(parser.get("blocks"), Mapping):
         disk += _bytes_of_features(parser, description)
         blocks = [_block_in(parser, shape, layout, lsds) for shape in shapes]
-        needed = int(value("threads")) * max(bytes_of_block(*block) for block in blocks)
-        what = f"the prediction of blocks of {max((b for b, *_ in blocks), key=math.prod)} voxels"
+        largest, each = max(blocks, key=lambda block: block[1])
+        needed = int(value("threads")) * each
+        what = f"the prediction of blocks of {list(largest)} voxels"
         way_out = "take a smaller block_size or fewer threads"
     else:
         needed, way_out = prediction_bytes(shapes, layout), SMALLER
@@ -115,30 +116,19 @@ def _listed(parser: ConfigParser) -> list[dict[str, Any]]:
 
 def _block_in(
     parser: ConfigParser, shape: Sequence[int], layout: ChannelLayout, lsds: bool
-) -> tuple[Shape, Shape, int]:
-    """Block and window of a volume, and the channels that are written."""
-    value = parser.get_parsed_content
-    z, y, x = shape
-    lattice = WindowLattice((z, y, x), value("inferer").window_in(shape), value("window_overlap"))
-    channels = written_channels(layout, lsds)
-    sums = block_bytes_per_voxel(channels)
-    unit = value("output_format").unit
-    block = block_size(value("block_size"), (z, y, x), sums, lattice.interval, unit)
-    return block, lattice.window, channels
+) -> tuple[Shape, int]:
+    """Block of a volume, and what its prediction takes in memory beside the network, about.
 
-
-def bytes_of_block(block: Shape, window: Shape, channels: int) -> int:
-    """What the prediction of a block takes in memory beside the network, about.
-
-    The sums of its windows, the same as uint8, and the raw that its windows reach, float32.
-
-    Args:
-        block: (D, H, W).
-        window: (D, H, W) of the network's windows.
-        channels: that are written.
+    The sums of its windows, two slabs as uint8, and the raw that its windows reach, float32.
     """
-    reach = math.prod(b + 2 * (w - 1) for b, w in zip(block, window, strict=True))
-    return math.prod(block) * (block_bytes_per_voxel(channels) + channels) + 4 * reach
+    value = parser.get_parsed_content
+    (z, y, x), channels = shape, written_channels(layout, lsds)
+    lattice = WindowLattice((z, y, x), value("inferer").window_in(shape), value("window_overlap"))
+    unit = value("output_format").unit
+    block = block_size(value("block_size"), lattice, channels, unit)
+    area = math.prod(b + 2 * (w - 1) for b, w in zip(block[1:], lattice.window[1:], strict=True))
+    sums = bytes_of_sums(lattice, block[1:], channels, unit)
+    return block, sums + 2 * unit * math.prod(block[1:]) * channels + 4 * lattice.window[0] * area
 
 
 def _bytes_of_features(parser: ConfigParser, description: Mapping[str, Any]) -> int:

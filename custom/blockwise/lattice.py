@@ -18,6 +18,7 @@ from custom.json_fields import per_axis
 
 CHUNK = 64  # voxels of an output's chunks along an axis
 BLOCK_BYTES = 2**29  # of the sums that a block of chosen size holds while it is predicted
+MOST = 256  # voxels along an edge of a chosen block, so that large volumes take no more memory
 
 Shape = tuple[int, int, int]
 
@@ -101,37 +102,61 @@ def blocks_of(shape: Sequence[int], block: Sequence[int]) -> Iterator[Roi]:
         yield Roi(corner, block).intersect(total)
 
 
-def block_size(
-    value: object, shape: Shape, bytes_per_voxel: int, interval: Shape, unit: int = CHUNK
-) -> Shape:
-    """The config's ``block_size`` for a volume.
+def slabs_of(roi: Roi, thickness: int) -> list[Roi]:
+    """A box in slabs of so many sections."""
+    z, y, x = roi.begin
+    starts = range(z, roi.end[0], thickness)
+    return [Roi((s, y, x), (thickness, *roi.shape[1:])).intersect(roi) for s in starts]
 
-    A chosen one is the largest cube whose sums take ``BLOCK_BYTES``, of whole chunks, and of whole
-    intervals between windows where such a cube exists, cut to the volume; so a volume that is
-    small enough is one block. It depends on nothing else, so a run goes on with more workers.
+
+def block_size(value: object, lattice: WindowLattice, channels: int, unit: int = CHUNK) -> Shape:
+    """The config's ``block_size`` for the prediction of a volume.
+
+    A chosen one is the largest cube of at most ``MOST`` voxels along an edge whose sums
+    (``bytes_of_sums``) take at most ``BLOCK_BYTES``, of whole files, and of whole intervals between
+    windows where such a cube exists, cut to the volume; so a volume that is small enough is one
+    block. It depends on nothing else, so a run goes on with more workers.
 
     Args:
         value: null for a chosen one, one whole number, or three for z, y and x.
-        shape: (D, H, W) of the volume.
-        bytes_per_voxel: that a block holds while it is predicted.
-        interval: voxels between windows, zyx.
+        lattice: windows of the volume.
+        channels: of the prediction, that are written.
         unit: edge of what one file of the output holds.
 
     Raises:
-        InputError: blocks would share files of the output: a size above ``unit`` that is not a
-            multiple of it.
+        InputError: blocks would share files of the output: a size that is not a multiple of
+            ``unit``. Where these are single chunks, smaller blocks may take turns at one.
     """
     if value is None:
-        side = int((BLOCK_BYTES / bytes_per_voxel) ** (1 / 3))
-        z, y, x = (_aligned(side, i, unit) for i in interval)
+        side = min(MOST, math.isqrt(BLOCK_BYTES // bytes_of_sums(lattice, (1, 1), channels, unit)))
+        z, y, x = (_aligned(side, i, unit) for i in lattice.interval)
     else:
         z, y, x = per_axis(value, "block_size")
-    if wrong := [b for b, n in zip((z, y, x), shape, strict=True) if unit < b < n and b % unit]:
+    sizes = zip((z, y, x), lattice.shape, strict=True)
+    if wrong := [b for b, n in sizes if b < n and b % unit and max(b, unit) > CHUNK]:
         raise InputError(
             f"block_size {[z, y, x]}: {wrong[0]} is not a multiple of {unit}, so two blocks would "
             f"write one file; take a multiple, or null."
         )
-    return min(z, shape[0]), min(y, shape[1]), min(x, shape[2])
+    depth, height, width = lattice.shape
+    return min(z, depth), min(y, height), min(x, width)
+
+
+def bytes_of_sums(
+    lattice: WindowLattice, section: Sequence[int], channels: int, unit: int = CHUNK
+) -> int:
+    """What a block holds of its channels and of the weights of windows, float32.
+
+    A block is predicted in slabs of ``unit`` sections; sums are held of those that a window shares
+    sections with, and so of at most ``unit`` sections more than a window has.
+
+    Args:
+        lattice: windows of the volume.
+        section: (H, W) of the block.
+        channels: that are written.
+        unit: sections of a slab.
+    """
+    return 4 * (channels + 1) * (lattice.window[0] + unit) * math.prod(section)
 
 
 def _aligned(side: int, interval: int, file: int) -> int:
@@ -150,8 +175,3 @@ def written_channels(layout: ChannelLayout, lsds: bool) -> int:
         lsds: whether LSDs are written, too.
     """
     return layout.num_affinities + layout.num_classes + (layout.num_lsds if lsds else 0)
-
-
-def block_bytes_per_voxel(channels: int) -> int:
-    """Of the float32 sums that a block holds: of its channels, and of the windows' weights."""
-    return 4 * (channels + 1)

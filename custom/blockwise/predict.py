@@ -19,7 +19,7 @@ from torch import Tensor
 from custom.blockwise.arrays import open_store, write_box
 from custom.blockwise.contexts import coarse_part, context_reach
 from custom.blockwise.equipment import Equipment
-from custom.blockwise.lattice import Shape, WindowLattice
+from custom.blockwise.lattice import Shape, WindowLattice, slabs_of
 from custom.blockwise.sources import BlockSource
 from custom.blockwise.tracked import ProcessBlock
 from custom.blockwise.volume_task import VolumeTask
@@ -60,65 +60,113 @@ class Predictor:
         shape = self.source.shape
         return WindowLattice(shape, self.inferer.window_in(shape), self.inferer.overlap)
 
-    def probabilities(self, roi: Roi, channels: slice) -> Tensor:
-        """Blended probabilities of a box, the same as in those of the whole volume.
+    def slabs(self, roi: Roi, channels: slice, thickness: int) -> Iterator[tuple[Roi, Tensor]]:
+        """Blended probabilities of a box, the same as in those of the whole volume, slab by slab.
 
         All windows that share voxels with the box are computed, and blended in the order that they
-        have in the whole volume; so are the sums of their weights.
+        have in the whole volume; so are the sums of their weights. A slab is done when the windows
+        that follow begin behind it::
+
+            |  slab 0  |  slab 1  |  slab 2  |      sections of the box
+            |wwwwwwwwww|
+                 |wwwwwwwwww|                       sums of slabs 0 and 1 are held
+                       |wwwwwwwwww|                 slab 0 is done
 
         Args:
             roi: the box.
             channels: of the network, that are wanted.
+            thickness: sections of a slab.
 
-        Returns:
-            (C, D, H, W) float32, on the device.
+        Yields:
+            box of the slab, and its (C, D, H, W) float32, on the device.
 
         Raises:
             InputError: some are not finite.
         """
         lattice = self.lattice()
-        count = channels.stop - channels.start
-        total = torch.zeros((count, *roi.shape), device=self.device)
-        weight = torch.zeros(tuple(roi.shape), device=self.device)
         importance = lattice.importance(self.device)
+        waiting = slabs_of(roi, thickness)
+        sums: dict[int, tuple[Tensor, Tensor]] = {}
         for corner, values in self._windows(lattice, roi):
+            while waiting[0].end[0] <= corner[0]:
+                yield self._finished(waiting.pop(0), sums)
             window = Roi(corner, lattice.window)
-            common = window.intersect(roi)
-            here, there = (common - roi.begin).to_slices(), (common - window.begin).to_slices()
-            share = importance[there]
-            total[(slice(None), *here)] += values[channels][(slice(None), *there)] * share
-            weight[here] += share
+            for slab in (slab for slab in waiting if slab.intersects(window)):
+                total, weight = sums.setdefault(
+                    int(slab.begin[0]), self._zeros(channels.stop - channels.start, slab)
+                )
+                common = window.intersect(slab)
+                here, there = (common - box.begin for box in (slab, window))
+                share = importance[there.to_slices()]
+                part = values[channels][(slice(None), *there.to_slices())]
+                total[(slice(None), *here.to_slices())] += part * share
+                weight[here.to_slices()] += share
+        for slab in waiting:
+            yield self._finished(slab, sums)
+
+    def _zeros(self, channels: int, slab: Roi) -> tuple[Tensor, Tensor]:
+        """Sums of probabilities and of weights."""
+        shapes = (channels, *slab.shape), tuple(slab.shape)
+        total, weight = (torch.zeros(shape, device=self.device) for shape in shapes)
+        return total, weight
+
+    @staticmethod
+    def _finished(slab: Roi, sums: dict[int, tuple[Tensor, Tensor]]) -> tuple[Roi, Tensor]:
+        """The blended probabilities of a slab, whose sums are let go of."""
+        total, weight = sums.pop(int(slab.begin[0]))
         total /= weight
         if not bool(torch.isfinite(total).all()):
             raise InputError(
-                f"the network gives NaN or infinite values at {list(roi.begin)}, shape "
-                f"{list(roi.shape)} (voxels, zyx): look for NaN in raw there, set amp to false, or "
-                f"train again"
+                f"the network gives NaN or infinite values at {list(slab.begin)}, shape "
+                f"{list(slab.shape)} (voxels, zyx): look for NaN in raw there, set amp to false, "
+                f"or train again"
             )
-        return total
+        return slab, total
 
     def _windows(self, lattice: WindowLattice, roi: Roi) -> Iterator[tuple[Shape, Tensor]]:
         """Corner and probabilities (C, D, H, W) of the windows that touch a box, in order."""
         corners, size = lattice.touching(roi), lattice.window
-        hull = hull_of(corners, size)
-        image = self.source.image(hull).to(self.device)
-        coarse = self._coarse(hull, size)
+        coarse = self._coarse(hull_of(corners, size), size)
         predict = self.inferer.predictor(self.network)
         at_once = self.inferer.sw_batch_size
         batches = [corners[i : i + at_once] for i in range(0, len(corners), at_once)]
+        image = _Images(self.source, corners, size)
 
-        def inputs(batch: Sequence[Shape]) -> list[Sample]:
+        def inputs(batch: Sequence[Shape]) -> tuple[Tensor, list[Sample]]:
             around = coarse.around if coarse else _nothing
-            return [self.source.around(c, size) | around(c, size) for c in batch]
+            parts = [self.source.around(c, size) | around(c, size) for c in batch]
+            return torch.stack([image.at(c) for c in batch]), parts
 
-        for batch, parts in zip(batches, read_ahead(inputs, batches), strict=True):
-            boxes = [(Roi(c, size) - hull.begin).to_slices() for c in batch]
-            windows = torch.stack([image[(slice(None), *box)] for box in boxes])
-            yield from zip(batch, predict(windows, stacked(parts, self.device)), strict=True)
+        for batch, (windows, parts) in zip(batches, read_ahead(inputs, batches), strict=True):
+            given = stacked(parts, self.device)
+            yield from zip(batch, predict(windows.to(self.device), given), strict=True)
 
     def _coarse(self, hull: Roi, window: Shape) -> CoarseVolume | None:
         factor = self.inferer.context_factor
         return coarse_part(self.source, factor, hull, window) if factor else None
+
+
+class _Images:
+    """Raw of the windows of a block, read a row of windows' sections at a time.
+
+    Args:
+        source: the volume.
+        corners: of the windows, in their order.
+        size: (D, H, W) of each.
+    """
+
+    def __init__(self, source: BlockSource, corners: Sequence[Shape], size: Shape) -> None:
+        self._source, self._size = source, size
+        self._hull = hull_of(corners, size)
+        self._box, self._image = Roi((0, 0, 0), (0, 0, 0)), torch.empty(0)
+
+    def at(self, corner: Shape) -> Tensor:
+        """Raw (1, D, H, W) of a window; those with the same first section share a reading."""
+        if self._box.empty or self._box.begin[0] != corner[0]:
+            (_, y, x), (_, height, width) = self._hull.begin, self._hull.shape
+            self._box = Roi((corner[0], y, x), (self._size[0], height, width))
+            self._image = self._source.image(self._box)
+        return self._image[(slice(None), *(Roi(corner, self._size) - self._box.begin).to_slices())]
 
 
 def _nothing(corner: Sequence[int], shape: Sequence[int]) -> Sample:
@@ -229,30 +277,40 @@ class Predict(VolumeTask):
                 self._note_empty(block.block_id[1])
                 write_box(stores, roi, dict.fromkeys(self.names, np.zeros((), np.uint8)))
             else:
-                write_box(stores, roi, self._predicted(predictor, roi))
+                with torch.inference_mode(), ThreadPoolExecutor(1) as writer:
+                    self._predict(
+                        predictor, roi, lambda *part: writer.submit(write_box, stores, *part)
+                    )
 
         yield process
+
+    def _predict(self, predictor: Predictor, roi: Roi, write: Callable[..., Future[None]]) -> None:
+        """Predict a box; what is done of it is written meanwhile."""
+        first = min(begin for begin, _ in self.arrays.values())
+        stop = max(end for _, end in self.arrays.values())
+        thickness, written = OutputSettings(**self.written).unit, None
+        for slab, found in predictor.slabs(roi, slice(first, stop), thickness):
+            values = self._values(found, first)
+            if written is not None:
+                written.result()
+            written = write(slab, values)
+        if written is not None:
+            written.result()
+
+    def _values(self, found: Tensor, first: int) -> dict[str, NDArray[Any]]:
+        """Probabilities, whose first channel is that of the network, by array."""
+        values: dict[str, NDArray[Any]] = {
+            name: np.stack([as_uint8(channel) for channel in found[begin - first : end - first]])
+            for name, (begin, end) in self.arrays.items()
+        }
+        if self.classes:
+            values[self.classes] = predicted_classes(found)
+        return values
 
     def _predictor(self) -> Predictor:
         equipment = Equipment(self.config)
         source = self.source(equipment)
         return Predictor(equipment.network(), equipment.inferer(), source, equipment.device)
-
-    def _predicted(self, predictor: Predictor, roi: Roi) -> dict[str, NDArray[Any]]:
-        """Values of a box by array."""
-        first = min(begin for begin, _ in self.arrays.values())
-        stop = max(end for _, end in self.arrays.values())
-        with torch.inference_mode():
-            found = predictor.probabilities(roi, slice(first, stop))
-            values: dict[str, NDArray[Any]] = {
-                name: np.stack(
-                    [as_uint8(channel) for channel in found[begin - first : end - first]]
-                )
-                for name, (begin, end) in self.arrays.items()
-            }
-            if self.classes:
-                values[self.classes] = predicted_classes(found)
-        return values
 
     def _note_empty(self, number: int) -> None:
         path = self.meta_dir / EMPTY / str(number)

@@ -7,12 +7,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorstore
 import torch
 from funlib.geometry import Roi
+from numpy.typing import NDArray
 from torch import Tensor
 
-from custom.blockwise.sources import BlockSource
+from custom.blockwise.lattice import slabs_of
+from custom.blockwise.sources import LOOK, BlockSource
 from custom.datalist import OpenEntry
 from custom.features.cache_files import Selection, open_array, read_array, token_array
 from custom.features.dense import TILE
@@ -21,6 +24,7 @@ from custom.features.lattice import PlaneLattice, plane_lattice
 from custom.features.spec import FeatureSpec
 from custom.features.stored_grids import read_entries, read_grid
 from custom.features.triplane import PlaneGrid, Triple, average
+from custom.file_stamps import file_stamp
 from custom.samples import image_of
 
 
@@ -48,6 +52,7 @@ class Region:
         """What its raw is, plain values."""
         return {
             "raw": self.opened.source.path,
+            "files": file_stamp(self.opened.source.path),
             "offset": [int(o) for o in self.roi.offset],
             "voxel_size_nm": list(self.opened.voxel_size_nm),
             "intensity_window": list(self.window),
@@ -85,8 +90,13 @@ class RawSource(BlockSource):
 
     def empty(self, roi: Roi) -> bool:
         """As of ``BlockSource``; also where the entry's mask is 0 everywhere."""
-        mask = self.region.opened.read_mask(roi + self.region.roi.offset)
-        return (mask is not None and not mask.any()) or super().empty(roi)
+        masks = (self._mask(slab) for slab in slabs_of(roi, LOOK))
+        if all(mask is not None and not mask.any() for mask in masks):
+            return True
+        return super().empty(roi)
+
+    def _mask(self, roi: Roi) -> NDArray[np.bool_] | None:
+        return self.region.opened.read_mask(roi + self.region.roi.offset)
 
     @property
     def mask(self) -> tuple[str | None, tuple[int, int, int]]:

@@ -7,10 +7,13 @@ import torch
 from funlib.geometry import Roi
 from torch import Tensor
 
+from custom.blockwise.lattice import slabs_of
 from custom.features.cache import CachedVolume
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid, Triple, entries_for, placed_at
 from custom.samples import Sample, add_grid, image_tensor
+
+LOOK = 32  # sections that are looked at at once
 
 
 class BlockSource(ABC):
@@ -43,8 +46,13 @@ class BlockSource(ABC):
 
     def empty(self, roi: Roi) -> bool:
         """Whether there is nothing to predict in a box: raw has one value everywhere."""
-        image = self.image(roi)
-        return bool(torch.all(image == image.flatten()[0]))
+        seen: set[float] = set()
+        for slab in slabs_of(roi, LOOK):
+            image = self.image(slab)
+            seen |= {float(image.min()), float(image.max())}
+            if len(seen) > 1:
+                return False
+        return True
 
     @property
     def dense(self) -> bool:

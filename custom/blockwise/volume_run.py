@@ -18,7 +18,7 @@ from custom.blockwise.features import (
     feature_block,
 )
 from custom.blockwise.inference import BlockwiseInference
-from custom.blockwise.lattice import Shape, block_bytes_per_voxel, block_size, written_channels
+from custom.blockwise.lattice import Shape, block_size, written_channels
 from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
 from custom.blockwise.pyramid import pyramid_tasks
@@ -32,6 +32,7 @@ from custom.features.cache import CachedVolume
 from custom.features.intensity import entry_window
 from custom.features.lattice import grid_bytes
 from custom.features.spec import FeatureSpec
+from custom.file_stamps import file_stamp
 from custom.model_folder import DIGESTS, WEIGHTS, file_digest
 from custom.output import state_of
 from custom.outputs import images
@@ -42,6 +43,7 @@ from custom.voxel_grid import Triple
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"  # in the state's folder: for workers
+SEGMENTED = 192  # voxels along an edge of a chosen block of the segmentation
 STORE = "features.zarr"  # there, too: features of raw
 
 
@@ -112,9 +114,8 @@ class VolumeRun:
         channels = written_channels(layout, writer.write_lsds)
         block = block_size(
             self.inference.settings.block_size,
-            self.source.shape,
-            block_bytes_per_voxel(channels),
-            lattice.interval,
+            lattice,
+            channels,
             self.inference.writer.output_format.unit,
         )
         logger.info(
@@ -173,12 +174,20 @@ class VolumeRun:
             tasks.append(Forget(**common, predicted=_plain(predict.identity)))
         store, how = self.store, self.inference.writer.output_format
         if self.inference.writer.layout.num_affinities:
-            tasks += self._segmentation(predict.block)
+            tasks += self._segmentation(self._segmented_block(predict.block))
         names = [*predict.names, *([] if predict.classes else [FRAGMENTS, SEGMENTATION])]
         size, run = self.voxel_size_nm, self.inference.settings.of_tasks()
         tasks += pyramid_tasks(store, self.state_dir, names, predict.shape, size, how, **run)
         tasks += object_tasks(store, self.state_dir, predict.shape, how, **run)
         return tasks
+
+    def _segmented_block(self, predicted: Shape) -> Shape:
+        """Blocks of the segmentation, which holds all channels of one, and edges between voxels."""
+        unit = self.inference.writer.output_format.unit
+        if self.inference.settings.block_size is not None or predicted == self.source.shape:
+            return predicted
+        z, y, x = (min(n, max(unit, SEGMENTED // unit * unit)) for n in self.source.shape)
+        return z, y, x
 
     def _segmentation(self, block: Shape) -> list[Tracked]:
         """From affinities to segments."""
@@ -228,6 +237,7 @@ class VolumeRun:
         weights = self.description.get(DIGESTS, {}).get(WEIGHTS)
         return {
             "model": weights or file_digest(self.inference.loader.model_dir / WEIGHTS),
+            "crop_size": list(inferer.window_in(self.source.shape)),
             "window_overlap": inferer.overlap,
             "mirror": inferer.mirroring is not None,
             "amp": str(inferer.precision.dtype) if inferer.precision.amp else None,
@@ -263,7 +273,7 @@ def volume_runs(
             source = CachedSource(volume, dataset.use_tokens)
             yield VolumeRun(
                 inference, description, volume.id, source, state_dir,
-                volume.voxel_size_nm, volume.offset_nm, {"cache": str(volume.path)},
+                volume.voxel_size_nm, volume.offset_nm, _cached(volume),
             )  # fmt: skip
         return
     for opened in dataset.entries:
@@ -275,6 +285,12 @@ def volume_runs(
             RawSource(region, dataset.spec, state_dir / STORE), state_dir,
             opened.voxel_size_nm, opened.offset_nm(roi), region.describe(),
         )  # fmt: skip
+
+
+def _cached(volume: CachedVolume) -> dict[str, Any]:
+    """What a cached volume is: it is written once, its metadata last."""
+    metadata = volume.path.with_name(f"{volume.path.stem}_metadata.json")
+    return {"cache": str(volume.path), "files": file_stamp(str(metadata))}
 
 
 def _plain(values: Mapping[str, Any]) -> Any:

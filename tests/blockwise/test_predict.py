@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from custom.blockwise.arrays import open_store
-from custom.blockwise.lattice import WindowLattice, block_size, blocks_of
+from custom.blockwise.lattice import (
+    BLOCK_BYTES,
+    WindowLattice,
+    block_size,
+    blocks_of,
+    bytes_of_sums,
+)
 from custom.blockwise.predict import Predict, Predictor
 from custom.blockwise.runs import run_tasks
 from custom.blockwise.sources import BlockSource
@@ -19,9 +25,9 @@ from custom.channels import ChannelLayout
 from custom.errors import InputError
 from custom.features.triplane import Triple, take
 from custom.inferers import TokenSlidingWindowInferer
+from custom.outputs import images
 from custom.planes import NORMAL_AXIS, PLANES, upsample_batch
 from custom.scores import as_uint8, predicted_classes
-from custom.volumes import create_ome_zarr_array
 
 STEP = 125 / 18
 OFFSETS = [[1, 0, 0], [0, 2, 0], [0, 0, 3]]
@@ -121,6 +127,11 @@ def task(
     made = Predict(
         state_dir=folder / "state",
         name="predict",
+        volume="a",
+        store=folder / "features.zarr",
+        config=folder / "config.json",
+        voxel_size_nm=(8.0, 4.0, 2.0),
+        offset_nm=(0.0, 0.0, 0.0),
         shape=source.shape,
         window=predictor.lattice().window,
         overlap=inferer.overlap,
@@ -129,23 +140,11 @@ def task(
         output=folder / "out.zarr",
         arrays=arrays,
         classes="labels/segmentation" if layout.num_classes else None,
-        predictor=predictor,
+        live=predictor,
     )
-    make_arrays(made)
+    images.begin(made.output)
+    made.init()
     return made
-
-
-def make_arrays(made: Predict) -> None:
-    """Arrays of a task."""
-    place = (8.0, 4.0, 2.0), (0.0, 0.0, 0.0)
-    for name, (begin, end) in made.arrays.items():
-        shape, chunks = (end - begin, *made.shape), (1, *made.block)
-        create_ome_zarr_array(made.output, name, shape, "uint8", "czyx", *place, chunks, {})
-    if made.classes:
-        shape = made.shape
-        create_ome_zarr_array(
-            made.output, made.classes, shape, "uint64", "zyx", *place, made.block, {}
-        )
 
 
 def process(made: Predict) -> None:
@@ -225,15 +224,21 @@ def test_a_block_reads_no_more_than_its_context(tmp_path: Path) -> None:
     made = task(tmp_path, source, Mixing(3), (8, 10, 11), roi_size=(6, 10, 8), context_factor=2)
     for roi in blocks_of(made.shape, made.block):
         source.read.clear()
-        made.predictor.probabilities(roi, slice(0, 3))
+        list(made.live.slabs(roi, slice(0, 3), 5))
         around = roi.grow(made.context_size, made.context_size)
         assert all(around.contains(box) for box in source.read)
+
+
+def lattice_of(shape: Any, overlap: float = 0.5, window: Any = (64, 64, 64)) -> WindowLattice:
+    return WindowLattice(
+        shape, tuple(min(w, n) for w, n in zip(window, shape, strict=True)), overlap
+    )
 
 
 @pytest.mark.parametrize("value", [64, 128, [64, 10, 200], 20, 512])
 def test_blocks_never_share_a_chunk(value: Any) -> None:
     shape = (300, 10, 200)
-    block = block_size(value, shape, 4, (32, 10, 32))
+    block = block_size(value, lattice_of(shape), 9)
     assert all(b % 64 == 0 or b <= 64 or b == n for b, n in zip(block, shape, strict=True))
 
 
@@ -241,13 +246,31 @@ def test_a_block_size_that_cuts_chunks_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"block_size \[100, 64, 64\]: 100 is not a multiple of 64"
     ):
-        block_size([100, 64, 64], (300, 300, 300), 4, (32, 32, 32))
+        block_size([100, 64, 64], lattice_of((300, 300, 300)), 9)
+    with pytest.raises(InputError, match="128 is not a multiple of 256"):
+        block_size(128, lattice_of((300, 300, 300)), 9, unit=256)
 
 
 def test_a_chosen_block_is_of_whole_chunks_and_windows_and_bounded() -> None:
-    block = block_size(None, (5000, 5000, 100), 40, (32, 48, 32))
-    assert block == (192, 192, 100)
-    assert block_size(None, (90, 80, 70), 40, (32, 48, 32)) == (90, 80, 70), "small: one block"
+    assert block_size(None, lattice_of((5000, 5000, 100)), 9) == (256, 256, 100)
+    assert block_size(None, lattice_of((5000, 5000, 100), window=(64, 96, 64)), 9)[1] == 192
+    many = lattice_of((5000, 5000, 5000))
+    block = block_size(None, many, 40)
+    assert block < (256, 256, 256) and bytes_of_sums(many, block[1:], 40) <= BLOCK_BYTES
+    assert block_size(None, lattice_of((90, 80, 70)), 9) == (90, 80, 70), "small: one block"
+
+
+@pytest.mark.parametrize("thickness", [1, 4, 5, 64])
+def test_slabs_come_as_soon_as_they_are_done_and_are_those_of_the_whole(thickness: int) -> None:
+    batch, network = volume(ODD, "tokens"), Mixing(3)
+    inferer = TokenSlidingWindowInferer((6, 10, 8), 0.5)
+    predictor = Predictor(network, inferer, MemorySource(batch), CPU)
+    roi = Roi((2, 5, 3), (10, 20, 12))
+    slabs = list(predictor.slabs(roi, slice(1, 3), thickness))
+    assert [box.shape[0] for box, _ in slabs][:-1] == [thickness] * (len(slabs) - 1)
+    found = torch.cat([values for _, values in slabs], 1)
+    expected = whole(batch, network, roi_size=(6, 10, 8), overlap=0.5)[1:3]
+    assert torch.equal(found, expected[(slice(None), *roi.to_slices())])
 
 
 def test_as_a_task_it_does_the_same_and_leaves_empty_blocks_out(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""Inference runs of the bundle, block by block, on a tiny project; one training serves all."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from custom.blockwise.arrays import open_store
+from custom.outputs.images import is_complete
+from tests.bundle import tiny
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = {"block_size": [16, 16, 16], "section": "validation"}
+ID = "synthetic-validation"
+WHOLE = [str(tiny.CONFIGS / f"{name}.json") for name in ("inference", "experiments/whole_volume")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model, its cache, and what inference on the whole volume makes of both sources."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny.write_data(folder)
+    tiny.run("preprocessing", folder)
+    tiny.run("training", folder, epochs=1)
+    infer(folder, "whole", config_file=WHOLE, section="validation")
+    return folder
+
+
+def infer(folder: Path, output: str, **changes: Any) -> None:
+    tiny.run("inference", folder, output_dir=str(folder / output), **changes)
+
+
+def array(folder: Path, output: str, name: str = "affinities") -> NDArray[Any]:
+    """An array of a result."""
+    values: NDArray[Any] = open_store(folder / output / f"{ID}.zarr" / name / "s0").read().result()
+    return values
+
+
+def times(folder: Path, output: str) -> dict[str, int]:
+    """How many blocks each task has processed so far."""
+    lines: dict[str, int] = {}
+    for path in (folder / output / f"{ID}.blocks").glob("*/times/*.jsonl"):
+        name = path.parts[-3]
+        lines[name] = lines.get(name, 0) + len(path.read_text().splitlines())
+    return lines
+
+
+@pytest.mark.parametrize("source", ["raw", "cache"])
+def test_blocks_predict_what_the_whole_volume_does_and_a_second_run_does_nothing(
+    source: str, project: Path
+) -> None:
+    infer(project, source, source=source, **BLOCKS)
+    np.testing.assert_array_equal(array(project, source), array(project, "whole"))
+    assert array(project, source, "labels/segmentation").any()
+    assert is_complete(project / source / f"{ID}.zarr")
+    assert not (project / source / f"{ID}.blocks" / "features.zarr").exists()
+    before = times(project, source)
+    assert before["predict"] == 8 and ("features" in before) == (source == "raw")
+    infer(project, source, source=source, **BLOCKS)
+    assert times(project, source) == before
+
+
+def test_another_setting_begins_anew_where_it_counts(project: Path) -> None:
+    output = "changed"
+    infer(project, output, **BLOCKS)
+    infer(project, output, **BLOCKS, segmentation_settings={"bias": -0.2})
+    done = times(project, output)
+    assert done["features"] == 1 and done["predict"] == 8
+    infer(project, output, **BLOCKS, mirror=True)
+    assert not np.array_equal(array(project, output), array(project, "whole"))
+    infer(project, output, **BLOCKS, mirror=False, keep_features=True)
+    np.testing.assert_array_equal(array(project, output), array(project, "whole"))
+    assert (project / output / f"{ID}.blocks" / "features.zarr").exists()
+
+
+def test_a_result_of_the_whole_volume_is_replaced_and_the_other_way_round(project: Path) -> None:
+    output = "replaced"
+    shutil.copytree(project / "whole", project / output)
+    infer(project, output, **BLOCKS, source="cache")
+    assert times(project, output)["predict"] == 8
+    infer(project, output, config_file=WHOLE, section="validation", source="cache")
+    assert not (project / output / f"{ID}.blocks").exists()
+
+
+def test_what_is_no_result_is_left_alone(project: Path) -> None:
+    place = project / "foreign" / f"{ID}.zarr"
+    place.mkdir(parents=True)
+    (place / "notes").write_text("mine")
+    said = tiny.mistake(lambda: infer(project, "foreign", **BLOCKS))
+    assert "is not a result of inference" in said
+    assert (place / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"block_size": [16, 0, 16]}, "block_size must be"),
+        ({"workers": 0}, "workers must be"),
+        ({"threads": 0}, "threads must be"),
+        ({"cluster": "lsf"}, "workers is null"),
+        ({"cluster": "pbs", "workers": 1}, "cluster must be"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_sentence(changes: dict[str, Any], sentence: str, project: Path) -> None:
+    said = tiny.mistake(lambda: infer(project, "wrong", **{**BLOCKS, **changes}))
+    assert sentence in said
+    assert not (project / "wrong").exists()
+
+
+def test_worker_processes_build_what_they_need_from_the_configuration(project: Path) -> None:
+    infer(project, "workers", workers=2, threads=2, **BLOCKS)
+    for name in ("affinities", "labels/segmentation"):
+        found = array(project, "workers", name)
+        assert found.any()
+    np.testing.assert_array_equal(array(project, "workers"), array(project, "whole"))
