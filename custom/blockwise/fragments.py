@@ -80,10 +80,12 @@ class Fragments(ChainTask):
         fragments = open_store(self.array_path(FRAGMENTS))
         seams = open_store(self.meta_dir / SEAMS)
         channels = slice(0, len(method.offsets))
+        inside = None if self.mask is None else open_volume(self.mask, (1, 1, 1), "mask")
+        place = Coordinate(self.mask_offset)
 
         def process(block: daisy.Block) -> None:
             write, read = block.write_roi, block.read_roi.intersect(self.write_roi)
-            mask = self._mask(read)
+            mask = None if inside is None else inside.read(read + place) != 0
             if mask is not None and not mask.any():
                 return
             values = affinities[(channels, *read.to_slices())].read().result()
@@ -106,20 +108,6 @@ class Fragments(ChainTask):
 
         with self.connections() as connection:
             yield process
-
-    def _mask(self, roi: Roi) -> NDArray[np.bool_] | None:
-        """The mask in a box; None without a mask."""
-        if self.mask is None:
-            return None
-        volume, place = (
-            open_volume(self.mask, (1, 1, 1), "mask"),
-            roi + Coordinate(self.mask_offset),
-        )
-        common = place.intersect(volume.metadata.roi)
-        inside = np.zeros(tuple(roi.shape), np.bool_)
-        if not common.empty:
-            inside[(common - place.begin).to_slices()] = volume.read(common) != 0
-        return inside
 
 
 def cut_faces(part: Roi, whole: Roi) -> Cut:

@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import uuid
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -235,44 +236,46 @@ def write_edges(database: SQLGraphDataBase, graph: RegionGraph) -> None:
 def read_graph(database: SQLGraphDataBase) -> RegionGraph:
     """The whole graph.
 
+    Rows are read by funlib's own query, for its lists of dictionaries take ten times the memory.
+
     Args:
         database: open for reading.
     """
-    nodes = database.read_nodes(read_attrs=["size", *NODE_ATTRIBUTES])
-    nodes.sort(key=lambda node: int(node["id"]))
-    ids = np.array([node["id"] for node in nodes], dtype=np.uint64)
-    edges = database.read_edges(read_attrs=list(EDGE_ATTRIBUTES))
-    ends = np.array([(e["u"], e["v"]) for e in edges], dtype=np.uint64).reshape(-1, 2)
-    places = np.searchsorted(ids, ends).astype(np.int64)
-    order = np.lexsort((places[:, 1], places[:, 0]))
-    edges = [edges[i] for i in order.tolist()]
-    contacts, agreed = (
-        np.array([edge[name] for edge in edges], dtype=np.int64) for name in ("contacts", "agreed")
+    nodes = np.array(
+        list(_rows(database, database.nodes_table_name, "id", "size", *NODE_ATTRIBUTES)),
+        dtype=[("id", "u8"), ("size", "i8"), ("affinity", "f8"), ("is_open", "?")],
     )
-    links = [_decoded(edge["links"]) for edge in edges]
-    lengths = np.array([len(levels) for levels, _ in links], dtype=np.int64)
+    numbers, levels, counts = array("q"), bytearray(), bytearray()
+    columns = (*database.endpoint_names, *EDGE_ATTRIBUTES)
+    for *whole, links in _rows(database, database.edges_table_name, *columns):
+        content = base64.b64decode(links)
+        length = len(content) // 5
+        numbers.extend((*whole, length))
+        levels += content[:length]
+        counts += content[length:]
+    low, high, contacts, agreed, lengths = np.frombuffer(numbers, np.int64).reshape(-1, 5).T
+    places = np.searchsorted(nodes["id"], np.stack([low, high], axis=1).astype(np.uint64))
     return RegionGraph(
-        ids,
-        np.array([node["size"] for node in nodes], dtype=np.int64),
-        np.array([node["affinity"] for node in nodes], dtype=np.float64),
-        np.array([node["is_open"] for node in nodes], dtype=np.bool_),
-        places[order],
-        contacts,
-        agreed,
+        nodes["id"].copy(),
+        nodes["size"].copy(),
+        nodes["affinity"].copy(),
+        nodes["is_open"].copy(),
+        places.astype(np.int64),
+        contacts.copy(),
+        agreed.copy(),
         np.append(0, np.cumsum(lengths)),
-        np.concatenate([np.empty(0, dtype=np.uint8), *(levels for levels, _ in links)]),
-        np.concatenate([np.empty(0, dtype=np.int64), *(counts for _, counts in links)]),
+        np.frombuffer(levels, np.uint8),
+        np.frombuffer(counts, "<u4").astype(np.int64),
     )
+
+
+def _rows(database: SQLGraphDataBase, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Rows of a table in ascending order."""
+    names = ", ".join(columns)
+    order = ", ".join(columns[: 2 if table == database.edges_table_name else 1])
+    yield from database._select_query(f"SELECT {names} FROM {table} ORDER BY {order}")
 
 
 def _encoded(levels: NDArray[np.uint8], counts: NDArray[np.int64]) -> str:
     """A histogram as text: its levels, a byte each, and its counts, four bytes each."""
     return base64.b64encode(levels.tobytes() + counts.astype("<u4").tobytes()).decode()
-
-
-def _decoded(text: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Levels and counts of a histogram."""
-    content = base64.b64decode(text)
-    number = len(content) // 5
-    levels = np.frombuffer(content, np.uint8, number)
-    return levels, np.frombuffer(content, "<u4", number, number).astype(np.int64)
