@@ -21,6 +21,7 @@ from custom.zarr_metadata import find_array, parse_json, read_node
 Factors = tuple[int, int, int]
 Read = Callable[[Roi], NDArray[Any]]
 
+MEAN, FIRST, LARGEST = "mean", "first", "largest"
 WHOLE = 0.01  # a level's voxels are so nearly a whole number of the finest ones
 
 
@@ -63,7 +64,7 @@ class Pyramid:
         return max(fitting, key=lambda level: math.prod(level.factors))
 
     def read(
-        self, begin: Sequence[int], end: Sequence[int], factors: Sequence[int], average: bool
+        self, begin: Sequence[int], end: Sequence[int], factors: Sequence[int], reduction: str
     ) -> NDArray[Any]:
         """Voxels of a box at a resolution that need not be one of the levels.
 
@@ -71,7 +72,8 @@ class Pyramid:
             begin: first voxel, zyx, counted in voxels of this resolution.
             end: the one after the last.
             factors: voxels of the finest level per voxel, zyx.
-            average: mean of what a voxel holds; else the first of it, for labels.
+            reduction: what becomes of the voxels that one shows: their ``MEAN``, the ``FIRST``, for
+                labels, or the ``LARGEST``, for codes of which none may get lost.
 
         Returns:
             (D, H, W) or (C, D, H, W).
@@ -81,7 +83,7 @@ class Pyramid:
         first = [b * s for b, s in zip(begin, steps, strict=True)]
         stop = [min(e * s, n) for e, s, n in zip(end, steps, level.shape, strict=True)]
         values = level.read(Roi(first, [s - f for s, f in zip(stop, first, strict=True)]))
-        reduced = _averaged(values, steps) if average else _strided(values, steps)
+        reduced = REDUCTIONS[reduction](values, steps)
         missing = [
             (0, e - b - n) for b, e, n in zip(begin, end, reduced.shape[-3:], strict=True)
         ]  # another tool's pyramid may round down
@@ -207,3 +209,13 @@ def _strided(values: NDArray[Any], steps: Sequence[int]) -> NDArray[Any]:
     z, y, x = steps
     strided: NDArray[Any] = values[..., ::z, ::y, ::x]
     return strided
+
+
+def _largest(values: NDArray[Any], steps: Sequence[int]) -> NDArray[Any]:
+    """The largest value of every box."""
+    for axis, step in zip((-3, -2, -1), steps, strict=True):
+        values = np.maximum.reduceat(values, np.arange(0, values.shape[axis], step), axis)
+    return values
+
+
+REDUCTIONS = {MEAN: _averaged, FIRST: _strided, LARGEST: _largest}

@@ -10,7 +10,7 @@ from neuroglancer.chunks import encode_npz
 from neuroglancer.local_volume import InvalidObjectIdForMesh, MeshesNotSupportedForVolume
 from numpy.typing import NDArray
 
-from custom.viewing.pyramid import Pyramid
+from custom.viewing.pyramid import FIRST, MEAN, Pyramid
 from custom.viewing.stored_meshes import stored_mesh
 from custom.voxel_grid import Triple
 
@@ -31,12 +31,19 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         kind: ``IMAGE`` or ``SEGMENTATION``.
         corner_nm: position of the corner of voxel (0, 0, 0), zyx.
         meshes: folder of meshes that are there already, as of ``stored_mesh``.
+        reduction: as of ``Pyramid.read``; None for that of the kind.
     """
 
     def __init__(
-        self, pyramid: Pyramid, kind: str, corner_nm: Sequence[float], meshes: Path | None = None
+        self,
+        pyramid: Pyramid,
+        kind: str,
+        corner_nm: Sequence[float],
+        meshes: Path | None = None,
+        reduction: str | None = None,
     ) -> None:
         self.pyramid = pyramid
+        self.reduction = reduction or (MEAN if kind == IMAGE else FIRST)
         self.meshes = meshes
         self._meshes: Any = None
         size = pyramid.metadata.voxel_size_nm
@@ -76,7 +83,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         if (end < start).any() or (start < 0).any() or (end > shape).any():
             raise ValueError("Out of bounds data request.")
         values = self.pyramid.read(
-            start[-3:].tolist(), end[-3:].tolist(), factors[-3:], self.volume_type == IMAGE
+            start[-3:].tolist(), end[-3:].tolist(), factors[-3:], self.reduction
         )
         if self.rank == 4:
             values = values[int(start[0]) : int(end[0])]
@@ -114,7 +121,7 @@ class ServedVolume(neuroglancer.LocalVolume):  # type: ignore[misc]  # ships no 
         if not levels:
             raise MeshesNotSupportedForVolume
         level = levels[0]
-        labels = self.pyramid.read((0, 0, 0), level.shape, level.factors, False)
+        labels = self.pyramid.read((0, 0, 0), level.shape, level.factors, FIRST)
         scales = np.multiply(self.dimensions.scales, level.factors)
         labels = labels.astype(self.data_type)
         return _neuroglancer.OnDemandObjectMeshGenerator(labels.transpose(), scales, HALF)

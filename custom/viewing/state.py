@@ -9,6 +9,7 @@ import numpy as np
 from custom.errors import InputError
 from custom.json_fields import hint
 from custom.viewing.layers import CODES, GREY, POINTS, RGB, ShownLayer
+from custom.viewing.pyramid import LARGEST
 from custom.viewing.served import IMAGE, SEGMENTATION, ServedVolume, corner_in_view
 from custom.voxel_grid import Triple
 
@@ -97,7 +98,8 @@ def _layer(layer: ShownLayer, reference_nm: Triple, segments: Sequence[int]) -> 
     metadata = layer.pyramid.metadata
     corner = corner_in_view(metadata.offset_nm, metadata.voxel_size_nm, reference_nm)
     kind = IMAGE if layer.kind in OPACITY else SEGMENTATION
-    source = ServedVolume(layer.pyramid, kind, corner, layer.meshes)
+    codes = LARGEST if layer.kind == CODES else None
+    source = ServedVolume(layer.pyramid, kind, corner, layer.meshes, codes)
     if kind == IMAGE:
         return neuroglancer.ImageLayer(
             source=source, shader=layer.shader, opacity=OPACITY[layer.kind]

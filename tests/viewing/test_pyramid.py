@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from custom.viewing.pyramid import Level, Pyramid, open_channels, open_pyramid
+from custom.viewing.pyramid import FIRST, LARGEST, MEAN, Level, Pyramid, open_channels, open_pyramid
 from custom.volumes import VolumeMetadata, create_ome_zarr_array
 from tests.viewing import planted_output
 
@@ -30,21 +30,23 @@ def pyramid_of(values: NDArray[np.uint8], *coarser: tuple[int, int, int]) -> Pyr
 
 
 @given(st.data(), st.tuples(*[st.integers(1, 4)] * 3))
-def test_any_box_at_any_factors_is_the_mean_or_the_first_of_its_voxels(
+def test_any_box_at_any_factors_is_the_mean_the_first_or_the_largest_of_its_voxels(
     data: st.DataObject, factors: tuple[int, int, int]
 ) -> None:
     whole = [-(-n // f) for n, f in zip(SHAPE, factors, strict=True)]
     begin = [data.draw(st.integers(0, n - 1)) for n in whole]
     end = [data.draw(st.integers(b + 1, n)) for b, n in zip(begin, whole, strict=True)]
     pyramid = pyramid_of(VALUES)
-    mean = pyramid.read(begin, end, factors, average=True)
-    first = pyramid.read(begin, end, factors, average=False)
+    mean = pyramid.read(begin, end, factors, MEAN)
+    first = pyramid.read(begin, end, factors, FIRST)
+    largest = pyramid.read(begin, end, factors, LARGEST)
     assert mean.shape == first.shape == tuple(np.subtract(end, begin))
     for voxel in np.ndindex(mean.shape):
         corner = [(b + v) * f for b, v, f in zip(begin, voxel, factors, strict=True)]
         box = VALUES[tuple(slice(c, c + f) for c, f in zip(corner, factors, strict=True))]
         assert abs(float(mean[voxel]) - box.mean()) < 1.001
         assert first[voxel] == VALUES[tuple(corner)]
+        assert largest[voxel] == box.max()
 
 
 def test_the_coarsest_level_that_divides_the_request_is_read() -> None:
@@ -57,7 +59,7 @@ def test_the_coarsest_level_that_divides_the_request_is_read() -> None:
         ((2, 1, 4), (1, 1, 1)),
     ]:
         assert pyramid.level_for(asked).factors == read
-    coarse = pyramid.read((0, 0, 0), (4, 3, 4), (2, 4, 4), average=False)
+    coarse = pyramid.read((0, 0, 0), (4, 3, 4), (2, 4, 4), FIRST)
     np.testing.assert_array_equal(coarse, 255 - VALUES[::2, ::4, ::4])
 
 
@@ -66,7 +68,7 @@ def test_a_level_that_was_rounded_down_is_repeated_at_its_end() -> None:
     short = VALUES[:6:2, ::2, :12:2]
     level = Level((2, 2, 2), short.shape, lambda roi: short[roi.to_slices()])
     both = replace(pyramid, levels=(*pyramid.levels, level))
-    found = both.read((0, 0, 0), (4, 5, 7), (2, 2, 2), average=False)
+    found = both.read((0, 0, 0), (4, 5, 7), (2, 2, 2), FIRST)
     np.testing.assert_array_equal(found[:3, :, :6], short)
     np.testing.assert_array_equal(found[3, :, :6], short[-1])
 

@@ -75,6 +75,11 @@ def test_a_planted_object_is_at_the_same_place_in_every_layer(layers: list[Shown
     np.testing.assert_allclose(cut[1], end + shift, atol=1e-6)
 
 
+def test_errors_are_not_lost_from_afar(layers: list[ShownLayer]) -> None:
+    errors = volumes(layers)["errors"]
+    assert set(np.unique(chunk(errors))) == set(np.unique(chunk(errors, 4))) == {0, 1}
+
+
 def test_voxels_of_an_output_at_the_origin_have_whole_numbers_in_the_viewer() -> None:
     level = Level((1, 1, 1), (4, 5, 6), lambda roi: np.zeros(tuple(roi.shape), np.uint64))
     pyramid = Pyramid(VolumeMetadata((4, 5, 6), "uint64", (40.0, 8.0, 7.5)), (level,))
