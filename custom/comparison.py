@@ -16,7 +16,7 @@ from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
 from custom.locations import Location
 from custom.metrics import UNKNOWN
-from custom.outputs.images import MARKER, SEGMENTATION
+from custom.outputs.images import MARKER, SEGMENTATION, is_complete, is_result
 from custom.planes import NORMAL_AXIS
 from custom.targets.classes import ClassSettings
 from custom.volumes import Volume, open_volume
@@ -60,7 +60,7 @@ class Comparison:
         shift: raw voxel of the segmentation's first one.
         written: the voxels that are compared.
         attributes: of the segmentation.
-        output: what inference wrote about the output: model, settings; nothing for other tools.
+        output: attributes of all that inference wrote, and of what it predicted.
         output_dir: folder that inference wrote to.
     """
 
@@ -122,12 +122,10 @@ class Comparison:
 
     def provenance(self) -> dict[str, Any]:
         """Which output was compared, what made it and with which settings."""
-        made = {name: self.attributes.get(name) for name in ("segmentation", "classes")}
-        return {
-            "path": self.segmentation.path,
-            "inference": dict(self.output),
-            **{name: value for name, value in made.items() if value is not None},
-        }
+        names = ("segmentation", "classes", "model_sha256")
+        known = {**self.output, **self.attributes}
+        made = {name: known[name] for name in names if name in known}
+        return {"path": self.segmentation.path, "inference": self.output.get(MARKER), **made}
 
     def _truth(self, box: Roi) -> NDArray[np.integer]:
         labels, known = self.read_labels(box)
@@ -161,14 +159,15 @@ def comparison_of(
 def _comparison(opened: OpenEntry, output_dir: Path) -> Comparison:
     path = _path_of_segmentation(opened.entry, output_dir)
     segmentation, shift, roi = segmentation_of(opened, output_dir)
-    output = _attributes(path.parents[1]).get(MARKER)
+    output = path.parents[1]
+    predicted = {**_attributes(output / "affinities"), **_attributes(output / "probabilities")}
     return Comparison(
         opened,
         segmentation,
         shift,
         roi - shift,
         {**_attributes(path), **_attributes(path / "s0")},
-        output if isinstance(output, Mapping) else {},
+        {**predicted, **_attributes(output)},
         output_dir.absolute(),
     )
 
@@ -220,8 +219,7 @@ def _path_of_segmentation(entry: DatalistEntry, output_dir: Path) -> Path:
 
 def _refuse_unfinished(output: Path, entry_id: str) -> None:
     """An output says of itself whether inference came to its end."""
-    marker = _attributes(output).get(MARKER)
-    if isinstance(marker, Mapping) and marker.get("complete") is False:
+    if is_result(output) and not is_complete(output):
         raise InputError(
             f"inference of entry '{entry_id}' has not finished writing {output}; give the command "
             "of the inference again, which goes on where it stopped"

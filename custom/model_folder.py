@@ -116,6 +116,12 @@ def find_model(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def weights_mark(description: Mapping[str, Any]) -> dict[str, str]:
+    """Attribute of what a model has predicted: its weights; none for models without digests."""
+    digest = description.get(DIGESTS, {}).get(WEIGHTS)
+    return {} if digest is None else {"model_sha256": digest}
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

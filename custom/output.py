@@ -24,6 +24,7 @@ from custom.model_files import (
     read_description,
     refuse_other_features,
 )
+from custom.model_folder import weights_mark
 from custom.network_settings import network_difference, network_settings
 from custom.outputs.images import SEGMENTATION, begin, create, finish, is_result
 from custom.outputs.levels import write_levels
@@ -199,7 +200,8 @@ class SegmentationWriter:
         segmenter = self.chosen_method(description)
         values = as_uint8(prediction)
         offsets = {"offsets": [list(offset) for offset in segmenter.offsets]}
-        yield Result("affinities", values[self.layout.affinities], offsets)
+        made_by = weights_mark(description)
+        yield Result("affinities", values[self.layout.affinities], {**offsets, **made_by})
         if self.write_lsds:
             yield Result("lsds", values[self.layout.lsds], {})
         made = {"segmentation": segmenter.describe(), "dimensions": self.dimensions}
@@ -219,7 +221,8 @@ class SegmentationWriter:
     ) -> Iterator[Result]:
         """Probabilities and class ids."""
         classes = self.named_classes(description)
-        yield Result("probabilities", as_uint8(prediction), classes)
+        made_by = weights_mark(description)
+        yield Result("probabilities", as_uint8(prediction), {**classes, **made_by})
         yield Result(SEGMENTATION, predicted_classes(prediction), classes)
 
     def _write(self, results: Iterable[Result], item: Mapping[str, Any]) -> None:

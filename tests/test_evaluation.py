@@ -274,14 +274,17 @@ def test_an_unfinished_output_is_refused(data: Path, marker: Any, refused: bool)
     else:
         evaluate(data)
         content = json.loads((data / "eval" / "scores.json").read_text())
-        expected = marker if isinstance(marker, dict) else {}
-        assert content["outputs"]["cube"]["inference"] == expected
+        assert content["outputs"]["cube"]["inference"] == marker
+        assert "model_sha256" not in content["outputs"]["cube"]
 
 
 def test_scores_of_objects_say_what_lowers_them(data: Path) -> None:
     write_segmentation(data, segmentation(), attributes={"segmentation": {"bias": -0.5}})
+    group = data / "output" / "cube.zarr"
+    write(group, "affinities", np.zeros(SHAPE, np.uint8), attributes={"model_sha256": "f00"})
     (scores,) = evaluate(data)
     content = json.loads((data / "eval" / "scores.json").read_text())
+    assert content["outputs"]["cube"]["model_sha256"] == "f00"
     assert content["outputs"]["cube"]["segmentation"] == {"bias": -0.5}
     assert content["outputs"]["cube"]["path"].endswith("cube.zarr/labels/segmentation/s0")
     for name, score in (("splits", scores.voi_split), ("merges", scores.voi_merge)):

@@ -161,6 +161,16 @@ def test_classes_are_written_with_their_probabilities_and_names(
         assert stored["names"] == (names or ["background", "class_1", "class_2"])
 
 
+@pytest.mark.parametrize("name", ["affinities", "probabilities"])
+def test_a_prediction_names_the_weights_that_made_it(tmp_path: Path, name: str) -> None:
+    described = {"sha256": {"model.pt": "f00", "model.safetensors": "ba5"}}
+    classes = {"values": class_prediction(), "layout": CLASSES} if name == "probabilities" else {}
+    write(tmp_path, described=described, **classes)
+    assert array(tmp_path, name).attrs["model_sha256"] == "f00"
+    write(tmp_path, described={}, **classes)
+    assert "model_sha256" not in array(tmp_path, name).attrs, "a model of 0.1.0"
+
+
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_segments_say_whether_they_are_of_sections(tmp_path: Path, dimensions: int) -> None:
     write(tmp_path, dimensions=dimensions)

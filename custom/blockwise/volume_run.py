@@ -33,7 +33,7 @@ from custom.features.intensity import entry_window
 from custom.features.lattice import grid_bytes
 from custom.features.spec import FeatureSpec
 from custom.file_stamps import file_stamp
-from custom.model_folder import DIGESTS, WEIGHTS, file_digest
+from custom.model_folder import DIGESTS, WEIGHTS, file_digest, weights_mark
 from custom.output import state_of
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
@@ -249,11 +249,12 @@ class VolumeRun:
 
     def _attributes(self) -> dict[str, dict[str, Any]]:
         """Of the arrays."""
-        writer = self.inference.writer
+        writer, made_by = self.inference.writer, weights_mark(self.description)
         if not writer.layout.num_classes:
-            return {"affinities": {"offsets": [list(o) for o in writer.segmenter.offsets]}}
+            offsets = [list(offset) for offset in writer.segmenter.offsets]
+            return {"affinities": {"offsets": offsets, **made_by}}
         classes = writer.named_classes(self.description)
-        return {"probabilities": classes, SEGMENTATION: classes}
+        return {"probabilities": {**classes, **made_by}, SEGMENTATION: classes}
 
 
 def volume_runs(
