@@ -81,7 +81,7 @@ def test_every_overlay_in_the_readme_changes_keys_that_exist() -> None:
 
 def test_every_key_of_the_readmes_table_exists_in_the_config_of_its_runs() -> None:
     table = re.findall(r"^\| [^|]+ \| ([^|]+) \| [^|]*\|$", README, re.MULTILINE)
-    configs = [config(name) for name in ("preprocess", "train", "inference")]
+    configs = [config(name) for name in ("preprocess", "train", "inference", "evaluate")]
     for cell in table[2:]:
         for key in re.findall(r"`(?:--)?([a-z_#]+)[` ]", cell):
             found = any(has_key(parsed, key) for parsed in configs)
