@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import block_chunks
 from custom.blockwise.graph_database import graph_of, read_graph
+from custom.segmentation.component_segmenter import ComponentSegmenter
 from custom.segmentation.fragments import connected_components
 from custom.segmentation.region_graph import region_graph
 from custom.segmentation.segmenter import MutexWatershedSegmenter
+from custom.segmentation.watershed_segmenter import SeededWatershedSegmenter
 from tests.blockwise.chains import (
     OFFSETS,
     SETTINGS,
@@ -38,6 +40,22 @@ def test_perfect_affinities_give_back_the_truth_for_any_blocks(block, threshold,
     assert found.dtype == np.uint64
     assert same_partition(found, truth)
     assert sorted(np.unique(found)) == list(range(1, int(truth.max()) + 1))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(ComponentSegmenter(OFFSETS), id="components"),
+        pytest.param(SeededWatershedSegmenter(OFFSETS, seed_distance=2), id="seeded watershed"),
+        pytest.param(MutexWatershedSegmenter(OFFSETS[1:3] + OFFSETS[4:6]), id="in sections"),
+    ],
+)
+def test_so_do_the_other_methods(method, tmp_path):
+    truth = connected_components(worms())
+    if not any(offset[0] for offset in method.offsets):
+        truth = connected_components(truth + np.arange(SHAPE[0]).reshape(-1, 1, 1) * 1000)
+    found = segmented(tmp_path, perfect(truth, method.offsets), (4, 6, 9), method)
+    assert same_partition(found, truth)
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["fragments", "all settings"])
