@@ -95,20 +95,10 @@ def test_what_is_no_result_is_left_alone(project: Path) -> None:
     assert (place / "notes").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"block_size": [16, 0, 16]}, "block_size must be"),
-        ({"workers": 0}, "workers must be"),
-        ({"threads": 0}, "threads must be"),
-        ({"cluster": "lsf"}, "workers is null"),
-        ({"cluster": "pbs", "workers": 1}, "cluster must be"),
-    ],
-    ids=str,
-)
-def test_a_mistake_is_one_sentence(changes: dict[str, Any], sentence: str, project: Path) -> None:
-    said = tiny.mistake(lambda: infer(project, "wrong", **{**BLOCKS, **changes}))
-    assert sentence in said
+def test_a_mistake_is_one_sentence_before_any_work(project: Path) -> None:
+    wrong = {**BLOCKS, "block_size": [16, 0, 16]}
+    said = tiny.mistake(lambda: infer(project, "wrong", **wrong))
+    assert "block_size must be" in said
     assert not (project / "wrong").exists()
 
 
