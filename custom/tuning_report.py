@@ -55,7 +55,7 @@ def write_tuning_report(
         Section("Split against merge", chart + paragraph(explained)),
         Section("Settings, the best first", table(["setting", *names], rows)),
     ]
-    write_report(path, f"Settings of {method}", f"{len(grid)} on section {section}", sections)
+    write_report(path, f"Settings of {method}", f"{len(grid)} tried on section {section}", sections)
 
 
 def _text(settings: Mapping[str, Any]) -> str:

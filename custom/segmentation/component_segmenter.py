@@ -94,7 +94,7 @@ class ComponentSegmenter:
         affinities = affinities[: len(self.offsets)]
         labels = affinity_components(affinities, self.offsets, self.threshold, mask)
         shared = _reaching(labels, cut, self.context)
-        judged = np.where(shared[labels], 0, labels)
+        judged = labels
         if self.min_affinity > 0:
             mean = short_range_mean(affinities, self.offsets)
             judged = remove_weak_fragments(judged, mean, self.min_affinity)

@@ -61,11 +61,11 @@ def test_perfect_affinities_give_back_the_truth(method, block, tmp_path):
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("small", ["background", "neighbours"])
-@pytest.mark.parametrize("min_affinity", [0.0, 0.45])
-def test_components_are_those_of_the_whole_volume(block, small, min_affinity, tmp_path):
+@pytest.mark.parametrize(("threshold", "min_affinity"), [(0.6, 0.0), (0.62, 0.45)])  # 0.6: 153
+def test_components_are_those_of_the_whole_volume(block, small, threshold, min_affinity, tmp_path):
     """Also those that borders of blocks cut, weak and small ones."""
     affinities = noisy(cells(SHAPE, number=9))
-    method = ComponentSegmenter(OFFSETS, 0.6, min_affinity, 6, small)  # 153 of 255
+    method = ComponentSegmenter(OFFSETS, threshold, min_affinity, 6, small)
     found, fragments = segmented(tmp_path, affinities, block, method)
     expected = method(affinities)
     assert len(np.unique(fragments)) > len(np.unique(expected)) > 3
