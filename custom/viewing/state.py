@@ -189,7 +189,8 @@ def middle_of(layers: Sequence[ShownLayer], view: View) -> Triple:
     size = first.pyramid.metadata.voxel_size_nm
     if view.position is not None:
         return in_view(first, view.position, size)
-    shown = next((layer for layer in layers if layer.name in ("errors", "truth")), first)
+    named = {layer.name: layer for layer in layers}
+    shown = named.get("errors", named.get("truth", first))
     return in_view(shown, [(n - 1) / 2 for n in shown.pyramid.metadata.shape], size)
 
 

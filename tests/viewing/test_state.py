@@ -259,6 +259,12 @@ def test_what_is_compared_is_in_the_middle_unless_a_voxel_is_chosen(
     first, size = planted_output.LABELS_AT, planted_output.LABELS_SHAPE
     expected = np.add(first, np.subtract(size, 1) / 2) + 0.5 + offset
     np.testing.assert_allclose(state.position[::-1], expected)
+    (errors,) = [layer for layer in layers if layer.name == "errors"]
+    moved = replace(errors.pyramid.metadata, offset_nm=(0, 0, 0))
+    others = [layer for layer in layers if layer is not errors]
+    of_a_part = replace(errors, pyramid=replace(errors.pyramid, metadata=moved))
+    state = viewer_state({"a": [*others, of_a_part]}, View())
+    np.testing.assert_allclose(state.position[::-1], np.subtract(size, 1) / 2 + 0.5)
     state = viewer_state({"a": layers}, View(position=(1, 2, 3)))
     np.testing.assert_allclose(state.position[::-1], np.array([1.5, 2.5, 3.5]) + offset)
 
