@@ -65,6 +65,13 @@ def test_pieces_that_do_not_touch_have_a_voxel_inside() -> None:
     ]
 
 
+def test_the_border_to_the_largest_piece_wins_over_a_longer_one() -> None:
+    found = np.array([[[7, 7, 7, 7, 7, 8], [7, 7, 7, 9, 9, 8], [7, 7, 7, 9, 9, 8]]])
+    pieces = {r["segment_id"]: r for r in table(splits(of(np.ones_like(found), found)))}
+    piece = pieces["8"]
+    assert (piece["y"], piece["x"], piece["beside_segment_id"]) == ("0", "5", "7")
+
+
 def test_the_worst_are_named_first_with_their_second_piece() -> None:
     truth = row((1, 20), (2, 40), (3, 20))
     found = row((4, 10), (5, 10), (6, 39), (7, 1), (8, 20))
