@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_tasks(
-    tasks: Sequence[Tracked],
+    tasks: Sequence[Tracked] | Callable[[], Sequence[Tracked]],
     state_dir: Path,
     workers: int | None = None,
     key: str = "output_dir",
@@ -39,7 +39,8 @@ def run_tasks(
     """Run tasks, each after the one before it; blocks that are done are not processed again.
 
     Args:
-        tasks: every one reads what those before it wrote.
+        tasks: every one reads what those before it wrote; or what makes them, called once no other
+            run is at work on the state.
         state_dir: folder of the run's state.
         workers: None: all in this process, ``threads`` blocks of a task at a time; else a server
             process and that many workers for a task, which ``worker_config`` of the tasks starts.
@@ -54,14 +55,15 @@ def run_tasks(
         with _interruptible(), sole_writer(state_dir, key):
             wait_until_alone(state_dir)
             with present(state_dir):
-                outcomes = _run(tasks, state_dir, workers)
+                chain = tasks() if callable(tasks) else tasks
+                outcomes = _run(chain, state_dir, workers)
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nthe run on '{state_dir}' has stopped; the same command goes on with the blocks "
             f"that are not done\n"
         )
         raise SystemExit(STOPPED) from None
-    refuse_failures(outcomes, tasks)
+    refuse_failures(outcomes, chain)
 
 
 def _run(tasks: Sequence[Tracked], state_dir: Path, workers: int | None) -> list[Outcome]:

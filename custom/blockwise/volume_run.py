@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from custom.blockwise.chain import FRAGMENTS
 from custom.blockwise.equipment import write_config
@@ -17,7 +17,6 @@ from custom.blockwise.features import (
     Forget,
     feature_block,
 )
-from custom.blockwise.inference import BlockwiseInference
 from custom.blockwise.lattice import Shape, block_size, written_channels
 from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
@@ -25,6 +24,7 @@ from custom.blockwise.pyramid import pyramid_tasks
 from custom.blockwise.raw_source import RawSource, Region
 from custom.blockwise.runs import run_tasks
 from custom.blockwise.segmentation import segmentation_tasks
+from custom.blockwise.settings import BlockSettings
 from custom.blockwise.sources import BlockSource, CachedSource
 from custom.blockwise.tracked import Tracked
 from custom.disk_space import refuse_full_disk
@@ -33,8 +33,9 @@ from custom.features.intensity import entry_window
 from custom.features.lattice import grid_bytes
 from custom.features.spec import FeatureSpec
 from custom.file_stamps import file_stamp
+from custom.inferers import TokenSlidingWindowInferer
 from custom.model_folder import DIGESTS, WEIGHTS, file_digest, weights_mark
-from custom.output import state_of
+from custom.output import ModelLoader, SegmentationWriter, state_of
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
 from custom.volume_datasets import RawVolumeDataset, region_of
@@ -45,6 +46,15 @@ logger = logging.getLogger(__name__)
 CONFIG = "config.json"  # in the state's folder: for workers
 SEGMENTED = 192  # voxels along an edge of a chosen block of the segmentation
 STORE = "features.zarr"  # there, too: features of raw
+
+
+class Inference(Protocol):
+    """What a volume's run takes from ``BlockwiseInference``, which starts it."""
+
+    loader: ModelLoader
+    writer: SegmentationWriter
+    inferer: TokenSlidingWindowInferer
+    settings: BlockSettings
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class VolumeRun:
         origin: where it comes from, for its identity: plain JSON.
     """
 
-    inference: BlockwiseInference
+    inference: Inference
     description: Mapping[str, Any]
     id: str
     source: BlockSource
@@ -82,12 +92,14 @@ class VolumeRun:
         """
         if self.store.exists() and not self.state_dir.exists():
             shutil.rmtree(self.store)  # its blocks are not known
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        write_config(self.state_dir / CONFIG, config)
         how, settings = self.inference.writer.output_format, self.inference.settings
-        images.begin(self.store, how.version)
         predict = self.predict()
-        tasks = [*self.before(predict), predict, *self.after(predict)]
+
+        def tasks() -> list[Tracked]:
+            write_config(self.state_dir / CONFIG, config)
+            images.begin(self.store, how.version)
+            return [*self.before(predict), predict, *self.after(predict)]
+
         run_tasks(tasks, self.state_dir, settings.workforce.workers)
         write_object_table(self.store, self.state_dir, how)
         images.finish(self.store)
@@ -257,9 +269,7 @@ class VolumeRun:
         return {"probabilities": {**classes, **made_by}, SEGMENTATION: classes}
 
 
-def volume_runs(
-    inference: BlockwiseInference, description: Mapping[str, Any]
-) -> Iterator[VolumeRun]:
+def volume_runs(inference: Inference, description: Mapping[str, Any]) -> Iterator[VolumeRun]:
     """A run for every volume of the inference's dataset.
 
     Args:

@@ -132,11 +132,18 @@ def test_threads_process_blocks_at_the_same_time_in_this_process(tmp_path: Path)
 
 
 def test_two_runs_do_not_share_a_state(tmp_path: Path) -> None:
+    def made() -> list[Counting]:
+        (tmp_path / "made").touch()
+        return chain(tmp_path)
+
     with (
         sole_writer(tmp_path / "state", "output_dir"),
         pytest.raises(InputError, match=r"output_dir .* is being written by process"),
     ):
-        run_tasks(chain(tmp_path), tmp_path / "state")
+        run_tasks(made, tmp_path / "state")
+    assert not (tmp_path / "made").exists()
+    run_tasks(made, tmp_path / "state")
+    assert_each_once(tmp_path)
 
 
 def test_a_task_goes_through_json(tmp_path: Path) -> None:
