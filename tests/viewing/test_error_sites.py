@@ -115,6 +115,18 @@ def test_the_lists_of_an_evaluation_say_the_same(
     assert not ErrorMap(errors.opened, output_dir).evaluated
 
 
+def test_lists_count_from_the_segmentations_first_voxel(tmp_path: Path) -> None:
+    splits, merges = tmp_path / "splits.csv", tmp_path / "merges.csv"
+    splits.write_text("truth_id,segment_id,voxels,z,y,x\n3,8,50,1,2,3\n3,9,20,4,5,6\n3,0,7,0,0,0\n")
+    merges.write_text(
+        "segment_id,truth_id,voxels,z,y,x\n8,3,50,1,2,3\n9,3,20,7,8,9\n9,4,30,1,1,1\n"
+    )
+    found = error_sites.listed(splits, merges, (10, 20, 30))
+    assert found.voxels == {(3, 8): 50, (3, 9): 20, (4, 9): 30}
+    assert found.place[3, 9] == (14, 25, 36)
+    assert found.joint[3, 9] == (17, 28, 39)
+
+
 def test_volumes_that_are_too_large_are_not_looked_through(
     errors: ErrorMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
