@@ -157,20 +157,24 @@ def noise_volume(folder: Path, edge: int) -> Path:
     return path
 
 
+def inference_command(given: Mapping[str, Any], folder: Path) -> list[str]:
+    """The inference run as a user starts it, in ``bundle/``, of a model of random weights.
+
+    Args:
+        given: of the command line, with ``datalist``, whose section "training" is segmented.
+        folder: gets ``model`` and ``output``.
+    """
+    places = {"model_dir": folder / "model", "output_dir": folder / "output"}
+    given = {**given, **{key: str(path) for key, path in places.items()}, "section": "training"}
+    write_random_model(given)
+    arguments = [part for key, value in given.items() for part in (f"--{key}", str(value))]
+    command = ["-m", "monai.bundle", "run", "inference", "--config_file", str(CONFIG)]
+    return [sys.executable, *command, "--bundle_root", str(BUNDLE), *arguments]
+
+
 def _predict(given: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """The inference run as a user starts it; highest resident memory in MiB, of workers and all."""
-    places = {"model_dir": folder / "model", "output_dir": folder / "output"}
-    given = {**given, **{key: str(path) for key, path in places.items()}}
-    write_random_model(given)
-    arguments = [
-        part
-        for key, value in {**given, "section": "training"}.items()
-        for part in (f"--{key}", str(value))
-    ]
-    command = ["-m", "monai.bundle", "run", "inference", "--config_file", str(CONFIG)]
-    process = psutil.Popen(
-        [sys.executable, *command, "--bundle_root", str(BUNDLE), *arguments], cwd=BUNDLE
-    )
+    process = psutil.Popen(inference_command(given, folder), cwd=BUNDLE)
     peaks = {"worker_peak": 0.0, "other_peak": 0.0}
     while process.poll() is None:
         for one in [process, *process.children(recursive=True)]:

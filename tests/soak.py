@@ -1,7 +1,7 @@
 """What must hold however often it is tried: runs that are killed, loading that goes on.
 
 make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--training_kills 100]
-[--block_kills 30] [--seed 0]
+[--block_kills 30] [--inference_kills 30] [--seed 0]
 """
 
 import faulthandler
@@ -24,6 +24,7 @@ from custom.features import extraction
 from custom.features.cache import open_cache
 from custom.features.cache_check import check_cache
 from tests.blockwise.killed import killed_runs
+from tests.killed_inference import killed_inferences
 from tests.killed_training import FORMS, killed_training, prepare
 from tests.test_loaders import assert_same_samples, cached, crops
 from tests.test_preprocessing import (
@@ -60,6 +61,7 @@ def soak(
     epochs: int = 10,
     training_kills: int = 100,
     block_kills: int = 30,
+    inference_kills: int = 30,
     seed: int = 0,
 ) -> None:
     """All of it; ends with status 1 and an AssertionError where something does not hold.
@@ -69,9 +71,11 @@ def soak(
         epochs: of loading, by 8 processes and again by 8 threads.
         training_kills: of one short training, in all its forms.
         block_kills: of workers, servers and runs of blockwise tasks.
+        inference_kills: of workers, servers and runs of inferences of 256^3 voxels.
         seed: of the moments.
     """
     killed_blocks(block_kills, seed)
+    killed_whole_inferences(inference_kills, seed)
     killed_trainings(training_kills, seed)
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
@@ -93,6 +97,16 @@ def killed_blocks(kills: int, seed: int) -> None:
             runs = killed_runs(Path(folder), kills, seed)
         seconds = time.perf_counter() - started
         print(f"blocks: {kills} kills of {runs} runs, {seconds:.0f} s", flush=True)
+
+
+def killed_whole_inferences(kills: int, seed: int) -> None:
+    """Kill processes of inferences; every one ends with the segments of one that was left alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        with _no_longer_than_ever(kills):
+            runs = killed_inferences(Path(folder), kills, seed)
+        seconds = time.perf_counter() - started
+        print(f"inference: {kills} kills of {runs} runs, {seconds:.0f} s", flush=True)
 
 
 def killed_trainings(kills: int, seed: int) -> None:

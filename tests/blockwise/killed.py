@@ -55,6 +55,7 @@ def killed_runs(
     check: Check = assert_counted,
     state: str = "state",
     kinds: Sequence[str] = (),
+    longest_s: float = 2.0,
 ) -> int:
     """Kill processes of runs, each command again until it has come to its end.
 
@@ -66,6 +67,7 @@ def killed_runs(
         check: what must hold in the folder at the end.
         state: folder of the run's state, in the run's folder.
         kinds: of the processes that are killed, one after the other; random ones if empty.
+        longest_s: from when blocks run to a kill.
 
     Returns:
         Number of runs that came to their end.
@@ -78,7 +80,7 @@ def killed_runs(
         place, log, status = folder / f"run_{runs}", folder / f"run_{runs}.log", 1
         while status:
             before, killed, run = left, "", _started(command(place), log)
-            while left and _reaches_work(run, place / state, moments):
+            while left and _reaches_work(run, place / state, moments.uniform(0, longest_s)):
                 if not _kill(run, kind, moments):
                     continue
                 sys.stdout.write(f"kill {kills - left + 1} of {kills}, seed {seed}: {kind}\n")
@@ -98,15 +100,15 @@ def _started(command: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, cwd=PROJECT, stdout=file, stderr=file)
 
 
-def _reaches_work(run: "subprocess.Popen[bytes]", state: Path, moments: random.Random) -> bool:
-    """Whether a run is still at work at a random moment after it has begun its blocks."""
+def _reaches_work(run: "subprocess.Popen[bytes]", state: Path, seconds: float) -> bool:
+    """Whether a run is still at work so many seconds after it has begun its blocks."""
     end = time.monotonic() + LONGEST_S
     while not list(state.glob("*/running/[0-9]*.json")):
         if run.poll() is not None:
             return False
         assert time.monotonic() < end
         time.sleep(0.02)
-    time.sleep(moments.uniform(0, 2))
+    time.sleep(seconds)
     return run.poll() is None
 
 
