@@ -38,6 +38,7 @@ from custom.model_folder import DIGESTS, WEIGHTS, file_digest, weights_mark
 from custom.output import ModelLoader, SegmentationWriter, state_of
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
+from custom.outputs.settings import CHUNK
 from custom.volume_datasets import RawVolumeDataset, region_of
 from custom.voxel_grid import Triple
 
@@ -96,9 +97,10 @@ class VolumeRun:
         predict = self.predict()
 
         def tasks() -> list[Tracked]:
+            made = [*self.before(predict), predict, *self.after(predict)]
             write_config(self.state_dir / CONFIG, config)
             images.begin(self.store, how.version)
-            return [*self.before(predict), predict, *self.after(predict)]
+            return made
 
         run_tasks(tasks, self.state_dir, settings.workforce.workers)
         write_object_table(self.store, self.state_dir, how)
@@ -135,6 +137,14 @@ class VolumeRun:
             "they touch several blocks",
             *(self.id, list(block), 100 * lattice.recomputed(block)),
         )
+        if any(
+            size < min(CHUNK, length) for size, length in zip(block, lattice.shape, strict=True)
+        ):
+            logger.warning(
+                "%s: blocks of %s voxels are slow, and their segments lie in as many small files; "
+                "take multiples of %d",
+                *(self.id, list(block), CHUNK),
+            )
         return Predict(
             **self._common("predict", block, live),
             identity={**self._made_from(), **self._predicted_with()},
