@@ -346,8 +346,8 @@ runpy.run_module("monai.bundle", run_name="__main__")
     ("name", "limit", "file"),
     [
         ("training", "3000", "last.pt"),
-        ("inference", "13000", "affinities"),
-        ("inference", "3000", "runs"),
+        ("inference", "16000", "affinities"),
+        ("inference", "6000", "runs"),
     ],
 )
 def test_every_run_says_so_when_the_disk_fills_up(
