@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import sqlite3
 import uuid
 from array import array
 from collections.abc import Iterator, Mapping
@@ -39,8 +40,18 @@ class SqliteGraph(SQLite):
     edge_attrs: dict[str, str | int] | None = EDGE_ATTRIBUTES
 
     def open(self, mode: str = "r") -> SQLiteGraphDataBase:
-        """The database; workers wait for each other's writes."""
-        database = super().open(mode)
+        """The database; workers wait for each other's writes.
+
+        Raises:
+            InputError: the disk does not take it.
+        """
+        try:
+            database = super().open(mode)
+        except sqlite3.OperationalError as error:
+            raise InputError(
+                f"file '{self.path}' cannot be written ({error}): make room, or choose another "
+                "output_dir; the same command goes on from what is there"
+            ) from error
         database.con.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
         return database
 
