@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 from tests.killed_training import FORMS, killed_training, prepare
-from tests.soak import VARIANTS, assert_as_uninterrupted, killed_preprocessing
+from tests.soak import assert_as_uninterrupted, killed_preprocessing
 from tests.test_preprocessing import preprocessor, write_datalist
 from tests.zygote import zygote
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["float16", "dense"])
 def test_a_killed_run_ends_with_the_same_cache(tmp_path: Path, variant: str) -> None:
-    killed_preprocessing(tmp_path, variant, kills=3, seed=1)
+    killed_preprocessing(tmp_path, variant, kills=2, seed=1)
 
 
 def test_the_soak_notices_what_a_kill_could_leave(tmp_path: Path) -> None:

@@ -142,10 +142,8 @@ def test_inference_again_replaces_its_own_result(project: Path) -> None:
 @pytest.mark.parametrize(
     ("cwd", "bundle_root", "flags", "installed"),
     [
-        pytest.param("/", str(BUNDLE), [], False, id="from /"),
         pytest.param("/", str(BUNDLE), [], True, id="from /, installed"),
         pytest.param(str(ROOT), "bundle", [], False, id="from the root"),
-        pytest.param(str(BUNDLE), ".", [], False, id="from bundle"),
         pytest.param(str(BUNDLE), ".", ["-P"], False, id="-P"),
     ],
 )
