@@ -99,19 +99,23 @@ def prediction_figures(setting: Setting, folder: Path) -> list[Figure]:
         "window_overlap": 0.0,
         "mirror": False,
     }
+    half = 3 * setting.cube // 2
+    bare = {"backbone": _bare_backbone(backbone, features["window"], half)}
+    bare["network"] = _bare_network(given, setting.cube) / 2
     _predict(given, folder)
     spent = {task: _seconds(folder, task) for task in ("features", "predict")}
-    bare = _bare_backbone(backbone, features["window"], 3 * setting.cube)
-    bare += _bare_network(given, setting.cube)
+    bare["network"] += _bare_network(given, setting.cube) / 2
+    bare["backbone"] += _bare_backbone(backbone, features["window"], 3 * setting.cube - half)
+    total = sum(bare.values())
     crop = ConfigParser.load_config_file(CONFIG)["crop_size"]
     shape = (setting.cube,) * 3
     overlapping = WindowLattice(shape, tuple(crop), 0.5)
     windows = len(overlapping.touching(Roi((0, 0, 0), shape)))
     return [
-        Figure("prediction.predict_over_bare", sum(spent.values()) / bare, "1"),
+        Figure("prediction.predict_over_bare", sum(spent.values()) / total, "1"),
         Figure("prediction.voxels_per_second", setting.cube**3 / sum(spent.values()), "1/s"),
         *(Figure(f"prediction.{task}_seconds", value, "s") for task, value in spent.items()),
-        Figure("prediction.bare_seconds", bare, "s"),
+        *(Figure(f"prediction.bare_{part}_seconds", value, "s") for part, value in bare.items()),
         Figure("prediction.overlap_factor", windows * np.prod(crop) / setting.cube**3, "1"),
     ]
 
