@@ -2,12 +2,9 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -143,7 +140,6 @@ def test_inference_again_replaces_its_own_result(project: Path) -> None:
     ("cwd", "bundle_root", "flags", "installed"),
     [
         pytest.param("/", str(BUNDLE), [], True, id="from /, installed"),
-        pytest.param(str(ROOT), "bundle", [], False, id="from the root"),
         pytest.param(str(BUNDLE), ".", ["-P"], False, id="-P"),
     ],
 )
@@ -207,38 +203,6 @@ def test_a_training_killed_between_any_two_files_ends_like_one_that_was_not(
     assert_sound(folder, epochs=2)
     assert history(folder) == history(finished)
     assert_same_weights(last_weights(folder), last_weights(finished))
-
-
-@pytest.mark.slow
-def test_a_training_killed_at_a_random_moment_trains_on(finished: Path, tmp_path: Path) -> None:
-    folder, epochs = untrained(finished, tmp_path / "project"), 40
-    arguments = tiny.arguments("training", folder, epochs=epochs)
-    draw = random.Random(os.urandom(8))  # another moment every time; the law holds at all of them
-    reached = []
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=BUNDLE,
-            env=tiny.environment() | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        seen = reached[-1] if reached else 0
-        while process.poll() is None and epoch(folder) <= seen:
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.8))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reached.append(epoch(folder))
-    assert reached[0] < reached[-1] < epochs
-    tiny.run("training", folder, epochs=epochs)
-    assert_sound(folder, epochs)
-
-
-def epoch(folder: Path) -> int:
-    """Epochs that the checkpoint of a training has."""
-    path = folder / "model" / "last.pt"
-    return int(torch.load(path, weights_only=True)["epoch"]) if path.exists() else 0
 
 
 def test_a_finished_training_is_left_alone(project: Path, caplog: pytest.LogCaptureFixture) -> None:
