@@ -37,6 +37,8 @@ from tests.test_preprocessing import (
     write_datalist,
 )
 
+pytestmark = pytest.mark.slow
+
 INTENSITY = {
     "contrast": [0.6, 1.4],
     "brightness": [-0.2, 0.2],

@@ -31,6 +31,8 @@ from custom.transforms import LabelsToTargetsd
 from tests.features.cached import SHAPE, request, voxels, write
 from tests.test_preprocessing import preprocessor, write_datalist
 
+pytestmark = pytest.mark.slow
+
 OFFSETS = [[1, 0, 0], [0, -2, 0], [0, 0, 3]]
 SIGMA_NM = 6.0
 SETTINGS = target_settings(OFFSETS, SIGMA_NM, boundary_power=1.5)

@@ -28,6 +28,8 @@ from custom.volumes import create_ome_zarr_array
 from tests.features.test_extraction import PatchMeans, spec_of
 from tests.test_datasets import VIT, assert_same
 
+pytestmark = pytest.mark.slow
+
 FINE = (10.0, 4.0, 2.0)
 COARSE = (20.0, 6.0, 6.0)  # 2, 1.5 and 3 voxels of raw
 RAW_SHAPE = (22, 24, 48)

@@ -27,6 +27,8 @@ from custom.locations import Location, moved, parse_location, resolve
 from custom.volumes import create_ome_zarr_array, open_volume
 from tests.written_volumes import OFFSET, SIZE, VALUES, corner_of, write_n5, write_precomputed
 
+pytestmark = pytest.mark.slow
+
 BUCKET = "tissue"
 
 

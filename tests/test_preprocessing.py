@@ -23,6 +23,8 @@ from custom.features.settings import load_backbone_and_spec
 from custom.planes import PLANES
 from custom.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 VIT = {
     "model_type": "dinov3_vit",

@@ -1,4 +1,5 @@
 import io
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,6 +39,7 @@ def test_a_training_that_is_taken_up_draws_its_later_points_anew(tmp_path: Path)
     for step in (10, 20, 30):
         first.add_scalars({"loss": float(step)}, step)
         first.add_images({"panel": picture(step)}, step)
+    time.sleep(1.1)  # files of one second have no order
     again = TensorBoard(str(tmp_path))
     again.purge_from(20)
     for step in (30, 40):

@@ -17,6 +17,8 @@ from scripts import cache
 from custom.features.cache import open_cache
 from tests.bundle import tiny
 
+pytestmark = pytest.mark.slow
+
 RAW = np.arange(np.prod(tiny.SHAPE), dtype=np.uint8).reshape(tiny.SHAPE)
 SIZES = {"raw": [16, 16, 16], "labels": [16, 16, 16]}
 Change = Callable[[Path, dict[str, Any]], None]

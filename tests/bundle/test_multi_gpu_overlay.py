@@ -12,6 +12,8 @@ from custom.processes import SharedStatistics, data_parallel
 from tests.bundle.overlays import EXPERIMENTS, FOLDER, RECIPES, content, runs_of
 from tests.bundle.tiny import CONFIGS
 
+pytestmark = pytest.mark.slow
+
 TRAIN, MULTI_GPU = CONFIGS / "train.json", CONFIGS / "multi_gpu_train.json"
 OVERLAYS = [name for name in (*EXPERIMENTS, *RECIPES) if "training" in runs_of(name)]
 

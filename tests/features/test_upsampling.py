@@ -35,6 +35,8 @@ from tests.features.test_extraction import (
 )
 from tests.server import serve
 
+pytestmark = pytest.mark.slow
+
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.1)
 
 

@@ -14,6 +14,8 @@ from custom.networks.unet import UNet
 from custom.planes import NORMAL_AXIS, PLANES
 from tests.bundle.overlays import config, content
 
+pytestmark = pytest.mark.slow
+
 INNER = 3  # channels: raw and two of tokens
 OUT = 5
 TOKEN_CHANNELS = 4

@@ -16,6 +16,8 @@ from custom.outputs.settings import OutputSettings
 from custom.volumes import Volume, open_volume
 from tests.outputs.written import FAR, OFFSET, SIZE, write
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (21, 30, 26)
 BALL = FAR + 5
 
