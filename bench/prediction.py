@@ -123,7 +123,7 @@ def prediction_figures(setting: Setting, folder: Path) -> list[Figure]:
 def memory_figures(
     edges: Sequence[int], folder: Path, until: str | None = None, workers: int = 2
 ) -> list[Figure]:
-    """Highest resident memory of any worker, and of all other processes, for each edge.
+    """Highest resident memory of a worker, of any task and of each, and of other processes.
 
     Args:
         edges: of synthetic volumes, voxels.
@@ -179,7 +179,7 @@ def inference_command(given: Mapping[str, Any], folder: Path) -> list[str]:
 def _predict(given: Mapping[str, Any], folder: Path) -> dict[str, float]:
     """The inference run as a user starts it; highest resident memory in MiB, of workers and all."""
     process = psutil.Popen(inference_command(given, folder), cwd=BUNDLE)
-    peaks = {"worker_peak": 0.0, "other_peak": 0.0}
+    peaks: dict[str, float] = {}
     while process.poll() is None:
         for one in [process, *process.children(recursive=True)]:
             _note(one, peaks)
@@ -190,13 +190,17 @@ def _predict(given: Mapping[str, Any], folder: Path) -> dict[str, float]:
 
 
 def _note(process: psutil.Process, peaks: dict[str, float]) -> None:
-    """Raise the peak of a process's kind."""
+    """Raise the peaks of a process's kinds."""
     try:
         resident = process.memory_info().rss / 2**20
-        kind = "worker_peak" if "custom.blockwise.worker" in process.cmdline() else "other_peak"
+        command = process.cmdline()
     except psutil.Error:  # it has ended meanwhile
         return
-    peaks[kind] = max(peaks[kind], resident)
+    kinds = ["other_peak"]
+    if "custom.blockwise.worker" in command:
+        kinds = ["worker_peak", f"{Path(command[-1]).parent.name}_peak"]
+    for kind in kinds:
+        peaks[kind] = max(peaks.get(kind, 0.0), resident)
 
 
 def write_random_model(given: Mapping[str, Any]) -> None:

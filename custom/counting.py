@@ -2,18 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from custom.comparison import Comparison
 from custom.contingency import Table
 from custom.datalist_entry import DatalistEntry
-from custom.errors import InputError
 from custom.file_stamps import file_stamp
-from custom.json_fields import per_axis, whole_number
-
-if TYPE_CHECKING:
-    from custom.blockwise.workers import BlockWorker
-
+from custom.json_fields import per_axis
+from custom.workforce import Workforce
 
 BLOCK = 128
 TASK = "contingency"
@@ -33,7 +29,7 @@ class Counting:
         cluster_settings: of the cluster's jobs.
 
     Raises:
-        InputError: a setting that is none, a cluster without workers; see ``cluster_worker``.
+        InputError: a setting is wrong, or the cluster cannot be used from here.
     """
 
     def __init__(
@@ -46,14 +42,7 @@ class Counting:
     ) -> None:
         z, y, x = per_axis(BLOCK if block_size is None else block_size, "block_size")
         self.block_size = (z, y, x)
-        self.workers = None if workers is None else whole_number(workers, 1, "workers")
-        self.retries = whole_number(retries, 0, "retries")
-        if cluster is not None and workers is None:
-            raise InputError(
-                f"cluster is {cluster!r}, but workers is null: say how many jobs there shall be at "
-                "a time."
-            )
-        self.worker = None if cluster is None else _cluster_worker(cluster, cluster_settings)
+        self.force = Workforce(workers, retries, cluster, cluster_settings)
 
     def table(self, comparison: Comparison, datalist: Path, section: str, eval_dir: Path) -> Table:
         """The table of all voxels of a comparison.
@@ -75,8 +64,8 @@ class Counting:
             state_dir=(eval_dir / f"{entry.id}.blocks").absolute(),
             name=TASK,
             identity=self._identity(comparison),
-            retries=self.retries,
-            worker_config=self.worker,
+            retries=self.force.retries,
+            worker_config=self.force.worker(),
             datalist=datalist.absolute(),
             section=section,
             entry_id=entry.id,
@@ -87,7 +76,7 @@ class Counting:
             per_section=comparison.per_section,
             faces=not comparison.classes,
         )
-        run_tasks([task], task.state_dir, self.workers, key="eval_dir")
+        run_tasks([task], task.state_dir, self.force.workers, key="eval_dir")
         return task.merged()
 
     def _identity(self, comparison: Comparison) -> dict[str, Any]:
@@ -101,12 +90,6 @@ class Counting:
             "per_section": comparison.per_section,
             "classes": list(comparison.classes),
         }
-
-
-def _cluster_worker(cluster: str, settings: Mapping[str, Any] | None) -> "BlockWorker | None":
-    from custom.blockwise.cluster import cluster_worker  # imports volara, which is slow
-
-    return cluster_worker(cluster, settings)
 
 
 def _described(entry: DatalistEntry) -> dict[str, Any]:

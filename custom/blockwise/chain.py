@@ -4,15 +4,16 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from funlib.geometry import Coordinate, Roi
+from funlib.geometry import Roi
 from funlib.persistence.graphs.sql_graph_database import SQLGraphDataBase
 from pydantic import Field
 
 from custom.blockwise.graph_database import Graph
-from custom.blockwise.tracked import Tracked, class_at, path_of
+from custom.blockwise.tracked import class_at, path_of
+from custom.blockwise.volume_blocks import VolumeBlocks
 from custom.outputs import images
 from custom.outputs.settings import CHUNK, OutputSettings
 from custom.segmentation.method import SegmentationMethod, Triple
@@ -22,45 +23,24 @@ FRAGMENTS, AFFINITIES = "fragments", "affinities"
 SEAMS = "seams"
 
 
-class ChainTask(Tracked):
+class ChainTask(VolumeBlocks):
     """A task of the chain from affinities to segments.
 
     Args:
         method: class and settings of the segmentation method (``described_method``).
         output: folder of the OME-Zarr, with ``affinities`` (K, D, H, W) uint8.
-        shape: (D, H, W) of the volume.
-        block: (D, H, W) of a block.
         graph: where the graph of the fragments lies.
         voxel_size_nm: voxel size, zyx, for what is written.
         offset_nm: position of the centre of voxel (0, 0, 0), zyx.
         written: ``OutputSettings`` as plain JSON.
     """
 
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
     method: dict[str, Any]
     output: Path
-    shape: Triple
-    block: Triple
     graph: Graph
     voxel_size_nm: tuple[float, float, float]
     offset_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     written: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def write_roi(self) -> Roi:
-        """The volume."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
-
-    @property
-    def context_size(self) -> Coordinate:
-        """None."""
-        return Coordinate(0, 0, 0)
 
     def made_method(self) -> SegmentationMethod:
         """The method itself."""

@@ -211,11 +211,6 @@ class Forget(VolumeTask):
 
     predicted: dict[str, Any]
 
-    @property
-    def context_size(self) -> Coordinate:
-        """None."""
-        return Coordinate(0, 0, 0)
-
     def drop_artifacts(self) -> None:
         """Nothing is written."""
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import daisy
-from funlib.geometry import Coordinate, Roi
 
 from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.volume_blocks import VolumeBlocks
 from custom.files import write_atomically
 from custom.outputs.images import SEGMENTATION
 from custom.outputs.objects import (
@@ -29,37 +29,16 @@ NAME = "objects"
 PARTS = "parts"  # folder of the task: what each block holds of the objects
 
 
-class Objects(Tracked):
+class Objects(VolumeBlocks):
     """Notes what a block holds of every object; ``write_object_table`` adds that up.
 
     Args:
         store: the OME-Zarr.
         image: name of the segmentation in it.
-        shape: (D, H, W).
-        block: edges of a block in voxels.
     """
 
     store: Path
     image: str
-    shape: Shape
-    block: Shape
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
-
-    @property
-    def write_roi(self) -> Roi:
-        """The whole volume."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
-
-    @property
-    def context_size(self) -> Coordinate:
-        """None."""
-        return Coordinate(0, 0, 0)
 
     def outputs_exist(self) -> bool:
         """Whether what the done blocks hold is there."""

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import daisy
-from funlib.geometry import Coordinate, Roi
 
 from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.volume_blocks import VolumeBlocks
 from custom.outputs.images import remove_levels
 from custom.outputs.levels import LevelMaker, passes
 from custom.outputs.pyramids import Shape, levels_of
@@ -17,43 +17,23 @@ from custom.outputs.settings import CHUNK, OutputSettings
 from custom.voxel_grid import Triple
 
 
-class Pyramid(Tracked):
+class Pyramid(VolumeBlocks):
     """Makes some levels of all images from the one before them.
 
+    A block is whole files in all levels that are made, and no window reaches over its border.
     The levels are listed in the images' metadata by ``custom.outputs.images.finish``.
 
     Args:
         store: the OME-Zarr.
         images: their names in it.
-        shape: (D, H, W) of all images.
-        block: edges of a block in voxels: whole files in all levels that are made.
         first: number of the level that is read.
         count: how many are made from it.
     """
 
     store: Path
     images: list[str]
-    shape: Shape
-    block: Shape
     first: int
     count: int
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
-
-    @property
-    def write_roi(self) -> Roi:
-        """The whole volume."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
-
-    @property
-    def context_size(self) -> Coordinate:
-        """None: windows do not reach over the border of a block."""
-        return Coordinate(0, 0, 0)
 
     @property
     def _made(self) -> range:

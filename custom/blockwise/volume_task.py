@@ -1,26 +1,22 @@
 """What the tasks share that read a volume and its features."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from funlib.geometry import Coordinate, Roi
 from pydantic import Field
 
 from custom.blockwise.equipment import Equipment
-from custom.blockwise.lattice import Shape
 from custom.blockwise.raw_source import RawSource
 from custom.blockwise.sources import BlockSource, CachedSource
-from custom.blockwise.tracked import Tracked
+from custom.blockwise.volume_blocks import VolumeBlocks
 from custom.features.spec import FeatureSpec
 
 
-class VolumeTask(Tracked):
+class VolumeTask(VolumeBlocks):
     """A task on a volume, or a region of one.
 
     Args:
         volume: id of the datalist's entry.
-        shape: (D, H, W).
-        block: (D, H, W) of a block.
         spec: of the features, as JSON; None for raw alone.
         intensity_window: of raw; None where a cache is read.
         store: folder of the features of raw.
@@ -28,26 +24,12 @@ class VolumeTask(Tracked):
         live: what computes, where a process has it.
     """
 
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
     volume: str
-    shape: Shape
-    block: Shape
     spec: dict[str, Any] | None = None
     intensity_window: tuple[float, float] | None = None
     store: Path
     config: Path
     live: Any = Field(default=None, exclude=True, repr=False)
-
-    @property
-    def write_roi(self) -> Roi:
-        """The volume."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
 
     @property
     def feature_spec(self) -> FeatureSpec | None:
