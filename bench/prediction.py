@@ -47,7 +47,6 @@ TINY: Mapping[str, Any] = {
     "unet_channels": [4, 8],
     "unet_strides": [[2, 2, 2]],
     "window_overlap": 0.0,
-    "block_size": [128, 128, 128],
 }
 POLL_S = 0.1
 

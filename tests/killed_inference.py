@@ -31,7 +31,9 @@ def killed_inferences(folder: Path, kills: int, seed: int, edge: int = 256) -> i
     datalist = noise_volume(folder / "data", edge)
 
     def command(place: Path) -> Sequence[str]:
-        return inference_command({**TINY, "datalist": str(datalist), "workers": 2}, place)
+        return inference_command(
+            {**TINY, "datalist": str(datalist), "workers": 2, "block_size": 128}, place
+        )
 
     whole = folder / "whole"
     subprocess.run(command(whole), cwd=tiny.BUNDLE, check=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -45,7 +46,8 @@ from custom.voxel_grid import Triple
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"  # in the state's folder: for workers
-SEGMENTED = 192  # voxels along an edge of a chosen block of the segmentation
+SEGMENTED = 128  # voxels along an edge of a chosen block of the segmentation, about 1.3 GiB
+SEGMENTED_WHOLE = 160**3  # voxels of a volume that is a single block of it
 STORE = "features.zarr"  # there, too: features of raw
 
 
@@ -196,20 +198,14 @@ class VolumeRun:
             tasks.append(Forget(**common, predicted=_plain(predict.identity)))
         store, how = self.store, self.inference.writer.output_format
         if self.inference.writer.layout.num_affinities:
-            tasks += self._segmentation(self._segmented_block(predict.block))
+            chosen = self.inference.settings.block_size is None
+            block = segmented_block(predict.shape, how.unit) if chosen else predict.block
+            tasks += self._segmentation(block)
         names = [*predict.names, *([] if predict.classes else [FRAGMENTS, SEGMENTATION])]
         size, run = self.voxel_size_nm, self.inference.settings.of_tasks()
         tasks += pyramid_tasks(store, self.state_dir, names, predict.shape, size, how, **run)
         tasks += object_tasks(store, self.state_dir, predict.shape, how, **run)
         return tasks
-
-    def _segmented_block(self, predicted: Shape) -> Shape:
-        """Blocks of the segmentation, which holds all channels of one, and edges between voxels."""
-        unit = self.inference.writer.output_format.unit
-        if self.inference.settings.block_size is not None or predicted == self.source.shape:
-            return predicted
-        z, y, x = (min(n, max(unit, SEGMENTED // unit * unit)) for n in self.source.shape)
-        return z, y, x
 
     def _segmentation(self, block: Shape) -> list[Tracked]:
         """From affinities to segments."""
@@ -322,3 +318,16 @@ def _plain(values: Mapping[str, Any]) -> Any:
 def _read(path: Path) -> Any:
     """What is in a file of JSON; None where there is none."""
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def segmented_block(shape: Shape, unit: int) -> Shape:
+    """Blocks of the segmentation, which holds all channels of one, and edges between voxels.
+
+    Args:
+        shape: (D, H, W) of the volume.
+        unit: edge of what one file of the output holds.
+    """
+    if math.prod(shape) <= SEGMENTED_WHOLE:
+        return shape
+    z, y, x = (min(n, max(unit, SEGMENTED // unit * unit)) for n in shape)
+    return z, y, x

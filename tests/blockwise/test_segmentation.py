@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import block_chunks
 from custom.blockwise.graph_database import graph_of, read_graph
+from custom.blockwise.volume_run import segmented_block
 from custom.segmentation.component_segmenter import ComponentSegmenter
 from custom.segmentation.fragments import connected_components
 from custom.segmentation.region_graph import region_graph
@@ -158,3 +159,19 @@ def test_blocks_share_no_chunk(block, shape):
     for size, length, chunk in zip(block, shape, block_chunks(block, shape), strict=True):
         assert 1 <= chunk <= 64
         assert size >= length or size % chunk == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "unit", "block"),
+    [
+        ((160, 160, 160), 64, (160, 160, 160)),
+        ((161, 160, 160), 64, (128, 128, 128)),
+        ((256, 256, 256), 64, (128, 128, 128)),
+        ((20, 5000, 5000), 64, (20, 128, 128)),
+        ((512, 512, 512), 256, (256, 256, 256)),
+    ],
+)
+def test_a_volume_that_takes_much_memory_is_segmented_in_blocks(
+    shape: tuple[int, int, int], unit: int, block: tuple[int, int, int]
+) -> None:
+    assert segmented_block(shape, unit) == block
