@@ -1,6 +1,6 @@
 """What segmentation in blocks costs, beside volara's plain chain, and beside the whole volume.
 
-python -m bench.blockwise [--affinities <result.zarr>] [--truth <array>] [--block 64,128,128]
+python -m bench.blockwise [--affinities <result.zarr>] [--truth <array> --z 129,147]
 """
 
 import json
@@ -43,8 +43,14 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
         MutexWatershedSegmenter,
         {"bias": -0.7, "threshold": 0.9, "max_link": 1, "min_size": 200},
     ),
-    "seeded_watershed": (SeededWatershedSegmenter, {"threshold": 0.5, "min_size": 200}),
-    "components": (ComponentSegmenter, {"threshold": 0.9, "min_size": 200}),
+    "seeded_watershed": (
+        SeededWatershedSegmenter,
+        {"boundary": 0.95, "scoring": "hist_quant_90", "threshold": 0.97, "min_size": 200},
+    ),
+    "components": (
+        ComponentSegmenter,
+        {"threshold": 0.985, "min_size": 200, "small": "neighbours"},
+    ),
 }
 
 
@@ -52,15 +58,15 @@ def bench(
     affinities: str | None = None,
     truth: str | None = None,
     z: tuple[int, int] | None = None,
-    block: Triple = (64, 128, 128),
+    block: Triple = (128, 128, 128),
 ) -> None:
     """Measure and print.
 
     Args:
         affinities: OME-Zarr of an inference, of the offsets 1, 3 and 9 voxels along each axis;
             without it, synthetic ones.
-        truth: labels of the same voxels, for VOI.
-        z: first section and the one after the last; all when left out.
+        truth: labels of the same voxels, for VOI; the result's own segmentation when left out.
+        z: first section that VOI is of, and the one after the last; all when left out.
         block: (D, H, W) of a block, for both chains.
     """
     logging.disable(logging.INFO)
@@ -74,10 +80,9 @@ def bench(
         settings = attributes["segmentation"]
         volume = open_volume(truth or str(path / "labels" / "segmentation"))
         labels = volume.read(Roi((0, 0, 0), volume.metadata.shape))
-    if z:
-        values, labels = values[:, slice(*z)], labels[slice(*z)]
+    scored = slice(*z) if z else slice(None)
     with tempfile.TemporaryDirectory() as folder:
-        print(table(segment_figures(values, labels, Path(folder), block, settings)))
+        print(table(segment_figures(values, labels, Path(folder), block, settings, scored)))
 
 
 def segment_figures(
@@ -86,6 +91,7 @@ def segment_figures(
     folder: Path,
     block: Triple,
     settings: dict[str, Any] | None = None,
+    scored: slice = slice(None),
 ) -> list[Figure]:
     """Million voxels per second and VOI of every method's chain and of volara's, in this process.
 
@@ -93,10 +99,11 @@ def segment_figures(
 
     Args:
         values: (9, D, H, W) uint8 affinities.
-        truth: (D, H, W) labels.
+        truth: labels of the same voxels; there may be fewer sections.
         folder: gets what has to be written.
         block: of both.
         settings: of the mutex watershed.
+        scored: sections that VOI is of.
     """
     compile_(folder)
     found: list[Figure] = []
@@ -112,9 +119,9 @@ def segment_figures(
     bias = chains["mutex_watershed"].describe()["bias"]
     calls["volara"] = timed(lambda: volaras(values, folder / "volara", block, bias))
     for name, call in calls.items():
-        split, merge = variation_of_information(truth, call.result)
+        split, merge = variation_of_information(truth[scored], call.result[scored])
         found += [
-            Figure(f"{name}.mvox_per_s", truth.size / 1e6 / call.seconds, "Mvox/s"),
+            Figure(f"{name}.mvox_per_s", values[0].size / 1e6 / call.seconds, "Mvox/s"),
             Figure(f"{name}.cpu_over_volara", calls["volara"].cpu_seconds / call.cpu_seconds, "1"),
             Figure(f"{name}.over_volara", calls["volara"].seconds / call.seconds, "1"),
             Figure(f"{name}.voi_split", split, "bits"),

@@ -191,15 +191,21 @@ def _predict(given: Mapping[str, Any], folder: Path) -> dict[str, float]:
 def _note(process: psutil.Process, peaks: dict[str, float]) -> None:
     """Raise the peaks of a process's kinds."""
     try:
-        resident = process.memory_info().rss / 2**20
         command = process.cmdline()
-    except psutil.Error:  # it has ended meanwhile
+        peak = _peak_mib(process.pid)
+    except (psutil.Error, OSError, StopIteration):  # it has ended meanwhile
         return
     kinds = ["other_peak"]
     if "custom.blockwise.worker" in command:
         kinds = ["worker_peak", f"{Path(command[-1]).parent.name}_peak"]
     for kind in kinds:
-        peaks[kind] = max(peaks.get(kind, 0.0), resident)
+        peaks[kind] = max(peaks.get(kind, 0.0), peak)
+
+
+def _peak_mib(pid: int) -> float:
+    """Highest resident memory of a process so far, as Linux keeps it: no short peak is missed."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def write_random_model(given: Mapping[str, Any]) -> None:
