@@ -1,6 +1,6 @@
 """What prediction block by block costs beside bare passes, and how much memory the whole chain.
 
-python -m bench.prediction [--data <fib25.zarr>] [--backbone <folder or id>] [--cube 128]
+python -m bench.prediction [--data <fib25.zarr>] [--backbone <folder or id>] [--cube 128] [--block 64]
 python -m bench.prediction memory [--edges 256,512] [--until predict]
 """
 
@@ -51,18 +51,24 @@ TINY: Mapping[str, Any] = {
 POLL_S = 0.1
 
 
-def bench(data: str | None = None, backbone: str | None = None, cube: int = 128) -> None:
+def bench(
+    data: str | None = None,
+    backbone: str | None = None,
+    cube: int = 128,
+    block: int | None = None,
+) -> None:
     """Measure prediction and print.
 
     Args:
         data: OME-Zarr with raw and labels/neurons; without it, a synthetic volume.
         backbone: folder or Hugging Face id; without it, a random DINOv3 ViT-S.
         cube: edge of the volume, voxels.
+        block: edge of a block, voxels; as the configuration chooses it if left out.
     """
     found = Path(os.path.abspath(data)) if data else None
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(backbone or VIT_S, cube=cube, data=found)
-        print(table(prediction_figures(setting, Path(folder))))
+        print(table(prediction_figures(setting, Path(folder), block)))
 
 
 def memory(edges: Sequence[int] = (256, 512), until: str | None = None, workers: int = 2) -> None:
@@ -77,7 +83,7 @@ def memory(edges: Sequence[int] = (256, 512), until: str | None = None, workers:
         print(table(memory_figures(edges, Path(folder), until, workers)))
 
 
-def prediction_figures(setting: Setting, folder: Path) -> list[Figure]:
+def prediction_figures(setting: Setting, folder: Path, block: int | None = None) -> list[Figure]:
     """Blocks of a cube from raw, in this project's default settings, and bare passes.
 
     ``predict_over_bare`` is without overlap of the network's windows; what the default overlap adds
@@ -86,6 +92,7 @@ def prediction_figures(setting: Setting, folder: Path) -> list[Figure]:
     Args:
         setting: data and backbone.
         folder: gets data, model and output.
+        block: edge of a block, voxels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     features = _scale(setting)
@@ -97,6 +104,7 @@ def prediction_figures(setting: Setting, folder: Path) -> list[Figure]:
         "datalist": str(_datalist(setting, folder)),
         "window_overlap": 0.0,
         "mirror": False,
+        **({"block_size": block} if block else {}),
     }
     half = 3 * setting.cube // 2
     bare = {"backbone": _bare_backbone(backbone, features["window"], half)}
