@@ -1,6 +1,6 @@
 """What prediction block by block costs beside bare passes, and how much memory the whole chain.
 
-python -m bench.prediction [--data <fib25.zarr>] [--backbone <folder or id>] [--cube 128] [--block 64]
+python -m bench.prediction [--data <fib25.zarr>] [--backbone <folder or id>] [--block 64]
 python -m bench.prediction memory [--edges 256,512] [--until predict]
 """
 
