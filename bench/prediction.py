@@ -128,7 +128,11 @@ def prediction_figures(setting: Setting, folder: Path, block: int | None = None)
 
 
 def memory_figures(
-    edges: Sequence[int], folder: Path, until: str | None = None, workers: int = 2
+    edges: Sequence[int],
+    folder: Path,
+    until: str | None = None,
+    workers: int | None = 2,
+    block: int | None = None,
 ) -> list[Figure]:
     """Highest resident memory of a worker, of any task and of each, and of other processes.
 
@@ -136,12 +140,15 @@ def memory_figures(
         edges: of synthetic volumes, voxels.
         folder: gets data, model and output.
         until: as of ``memory``.
-        workers: processes at a time.
+        workers: processes at a time; None: the run's own alone.
+        block: edge of a block, voxels; as the configuration chooses it if left out.
     """
     figures = []
+    how = {"workers": workers, "block_size": block}
+    chosen = {key: value for key, value in how.items() if value is not None}
     for edge in edges:
         place = folder / str(edge)
-        given = {**TINY, "datalist": str(noise_volume(place, edge)), "workers": workers}
+        given = {**TINY, **chosen, "datalist": str(noise_volume(place, edge))}
         if until == "predict":
             given["output_type"], given["num_classes"] = "labels", 2
         begin = time.perf_counter()

@@ -1,7 +1,7 @@
-"""What must hold however often it is tried: runs that are killed, loading that goes on.
+"""What must hold however often it is tried, or for large volumes: kills, loading, memory.
 
 make soak, or python -m tests.soak [--kills 20] [--epochs 10] [--training_kills 100]
-[--block_kills 30] [--inference_kills 30] [--seed 0]
+[--block_kills 30] [--inference_kills 30] [--edges 256,512,1024] [--seed 0]
 """
 
 import faulthandler
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from unittest import mock
 
 import fire
 
+from bench.prediction import memory_figures
 from custom.features import extraction
 from custom.features.cache import open_cache
 from custom.features.cache_check import check_cache
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dense": {"features": {**FEATURES, "layout": "dense"}},
 }
 LONGEST_S = 600  # a kill, or ten epochs, that take longer hang
+MEMORY_MIB, MEMORY_GROWTH = 3 * 1024, 1.1  # of a worker; by a larger volume
 A_KILL_S = 60  # of a training, and what it takes to end it after some
 PROCESS = """
 import json, sys
@@ -62,6 +64,7 @@ def soak(
     training_kills: int = 100,
     block_kills: int = 30,
     inference_kills: int = 30,
+    edges: tuple[int, int, int] = (256, 512, 1024),
     seed: int = 0,
 ) -> None:
     """All of it; ends with status 1 and an AssertionError where something does not hold.
@@ -72,8 +75,12 @@ def soak(
         training_kills: of one short training, in all its forms.
         block_kills: of workers, servers and runs of blockwise tasks.
         inference_kills: of workers, servers and runs of inferences of 256^3 voxels.
+        edges: of volumes, voxels: a worker takes as much memory for the whole chain on the second,
+            and for prediction of the third, as for the first.
         seed: of the moments.
     """
+    flat_memory(edges[:2])
+    flat_memory(edges[::2], until="predict")
     killed_blocks(block_kills, seed)
     killed_whole_inferences(inference_kills, seed)
     killed_trainings(training_kills, seed)
@@ -87,6 +94,16 @@ def soak(
                 samples = assert_same_samples(dataset, epochs, num_workers=8, workers=workers)
             seconds = time.perf_counter() - started
             print(f"{workers}: {samples} samples of {epochs} epochs by 8 workers, {seconds:.0f} s")
+
+
+def flat_memory(edges: Sequence[int], until: str | None = None) -> None:
+    """Inferences of noise with two workers; the larger volume takes no more memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = memory_figures(edges, Path(folder), until)
+    small, large = (f.value for f in figures if f.name.endswith("worker_peak"))
+    print(f"memory of a worker, {until or 'all'}: {small:.0f} MiB for {edges[0]}^3 voxels, "
+          f"{large:.0f} MiB for {edges[1]}^3", flush=True)  # fmt: skip
+    assert large < MEMORY_MIB and large < MEMORY_GROWTH * small
 
 
 def killed_blocks(kills: int, seed: int) -> None:
@@ -148,7 +165,7 @@ def killed_preprocessing(folder: Path, variant: str, kills: int, seed: int) -> N
         cache_dir, row = folder / f"killed_{left}", min(left, moments.randint(1, 3))
         with _no_longer_than_ever():
             for kill in range(kills - left, kills - left + row):
-                moment = _killed(datalist, cache_dir, variant, seconds, moments)
+                moment, seconds = _killed(datalist, cache_dir, variant, seconds, moments)
                 print(f"{variant}: kill {kill + 1} of {kills}, seed {seed}: after {moment:.3f} s")
             with mock.patch.object(extraction, "SLAB_BYTES", 1):
                 preprocessor(datalist, cache_dir, **VARIANTS[variant]).run()
@@ -189,14 +206,18 @@ def _until_it_ends(datalist: Path, cache_dir: Path, variant: str) -> float:
 
 def _killed(
     datalist: Path, cache_dir: Path, variant: str, seconds: float, moments: random.Random
-) -> float:
-    """Kill a run at a random moment; returns the moment. A run that was faster is no kill."""
+) -> tuple[float, float]:
+    """Kill a run at a random moment; the moment, and what a run takes at most.
+
+    A run that was faster is no kill.
+    """
     while True:
         process, moment = _started(datalist, cache_dir, variant), moments.uniform(0, seconds)
         time.sleep(moment)
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
-            return moment
+            return moment, seconds
+        seconds = moment
 
 
 if __name__ == "__main__":
