@@ -47,10 +47,7 @@ METHODS: dict[str, tuple[type[Any], dict[str, Any]]] = {
         SeededWatershedSegmenter,
         {"boundary": 0.95, "scoring": "hist_quant_90", "threshold": 0.97, "min_size": 200},
     ),
-    "components": (
-        ComponentSegmenter,
-        {"threshold": 0.985, "min_size": 200, "small": "neighbours"},
-    ),
+    "components": (ComponentSegmenter, {"threshold": 0.9965, "min_size": 200}),
 }
 
 

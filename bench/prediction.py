@@ -22,7 +22,7 @@ from monai.bundle import ConfigParser
 
 from bench.features import BUNDLE, VIT_S, Setting, _datalist, _scale
 from bench.figures import Figure, table
-from custom.blockwise.lattice import WindowLattice
+from custom.blockwise.lattice import WindowLattice, block_size
 from custom.features.backbone import Backbone
 from custom.features.settings import load_backbone_and_spec
 from custom.model_folder import write_model
@@ -87,7 +87,8 @@ def prediction_figures(setting: Setting, folder: Path, block: int | None = None)
     """Blocks of a cube from raw, in this project's default settings, and bare passes.
 
     ``predict_over_bare`` is without overlap of the network's windows; what the default overlap adds
-    is a figure of its own, as it is a choice of quality.
+    is a figure of its own, as it is a choice of quality. So is the share of windows that are
+    computed again because they touch several blocks, which ``predict_over_bare`` contains.
 
     Args:
         setting: data and backbone.
@@ -118,11 +119,13 @@ def prediction_figures(setting: Setting, folder: Path, block: int | None = None)
     shape = (setting.cube,) * 3
     overlapping = WindowLattice(shape, tuple(crop), 0.5)
     windows = len(overlapping.touching(Roi((0, 0, 0), shape)))
+    blocks = block_size(block, once := WindowLattice(shape, tuple(crop), 0.0), channels=9)
     return [
         Figure("prediction.predict_over_bare", sum(spent.values()) / total, "1"),
         Figure("prediction.voxels_per_second", setting.cube**3 / sum(spent.values()), "1/s"),
         *(Figure(f"prediction.{task}_seconds", value, "s") for task, value in spent.items()),
         *(Figure(f"prediction.bare_{part}_seconds", value, "s") for part, value in bare.items()),
+        Figure("prediction.windows_again", once.recomputed(blocks), "1"),
         Figure("prediction.overlap_factor", windows * np.prod(crop) / setting.cube**3, "1"),
     ]
 
