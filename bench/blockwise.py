@@ -1,10 +1,12 @@
 """What segmentation in blocks costs, beside volara's plain chain, and beside the whole volume.
 
 python -m bench.blockwise [--affinities <result.zarr>] [--truth <array> --z 129,147]
+python -m bench.blockwise seams [the same]
 """
 
 import json
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -66,20 +68,46 @@ def bench(
         z: first section that VOI is of, and the one after the last; all when left out.
         block: (D, H, W) of a block, for both chains.
     """
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore")
-    values, labels = synthetic(SHAPE)
-    settings: dict[str, Any] = {}
-    if affinities:
-        path = Path(affinities)
-        values = open_store(path / "affinities" / "s0").read().result()
-        attributes = json.loads((path / "labels/segmentation/.zattrs").read_text())
-        settings = attributes["segmentation"]
-        volume = open_volume(truth or str(path / "labels" / "segmentation"))
-        labels = volume.read(Roi((0, 0, 0), volume.metadata.shape))
+    values, labels, settings = _opened(affinities, truth)
     scored = slice(*z) if z else slice(None)
     with tempfile.TemporaryDirectory() as folder:
         print(table(segment_figures(values, labels, Path(folder), block, settings, scored)))
+
+
+def seams(
+    affinities: str | None = None,
+    truth: str | None = None,
+    z: tuple[int, int] | None = None,
+    edges: Sequence[int] = (32, 48, 64, 96, 128),
+) -> None:
+    """Measure what borders of blocks cost the mutex watershed, and print.
+
+    Args:
+        affinities: as of ``bench``, here and below.
+        truth: as there.
+        z: as there.
+        edges: of blocks, voxels.
+    """
+    values, labels, settings = _opened(affinities, truth)
+    scored = slice(*z) if z else slice(None)
+    with tempfile.TemporaryDirectory() as folder:
+        print(table(seam_figures(values, labels, Path(folder), edges, settings, scored)))
+
+
+def _opened(
+    affinities: str | None, truth: str | None
+) -> tuple[NDArray[np.uint8], NDArray[np.integer], dict[str, Any]]:
+    """Affinities, labels and the settings of the mutex watershed."""
+    logging.disable(logging.INFO)
+    warnings.filterwarnings("ignore")
+    if affinities is None:
+        return *synthetic(SHAPE), {}
+    path = Path(affinities)
+    attributes = json.loads((path / "labels/segmentation/.zattrs").read_text())
+    volume = open_volume(truth or str(path / "labels" / "segmentation"))
+    labels = volume.read(Roi((0, 0, 0), volume.metadata.shape))
+    values = open_store(path / "affinities" / "s0").read().result()
+    return values, labels, attributes["segmentation"]
 
 
 def segment_figures(
@@ -113,6 +141,8 @@ def segment_figures(
         whole = timed(lambda method=method: method(values))
         share = whole.cpu_seconds / calls[name].cpu_seconds
         found.append(Figure(f"{name}.whole_over_blocks", share, "1"))
+        between = variation_of_information(whole.result[scored], calls[name].result[scored])
+        found.append(Figure(f"{name}.voi_to_whole", sum(between), "bits"))
     bias = chains["mutex_watershed"].describe()["bias"]
     calls["volara"] = timed(lambda: volaras(values, folder / "volara", block, bias))
     for name, call in calls.items():
@@ -125,6 +155,35 @@ def segment_figures(
             Figure(f"{name}.voi_merge", merge, "bits"),
         ]
     return [Figure(f"segment.{f.name}", f.value, f.unit) for f in found]
+
+
+def seam_figures(
+    values: NDArray[np.uint8],
+    truth: NDArray[np.integer],
+    folder: Path,
+    edges: Sequence[int],
+    settings: dict[str, Any] | None = None,
+    scored: slice = slice(None),
+) -> list[Figure]:
+    """VOI of the mutex watershed of the whole and in blocks, and between both.
+
+    Args:
+        values: as of ``segment_figures``, here and below.
+        truth: as there.
+        folder: as there.
+        edges: of blocks, voxels.
+        settings: as there.
+        scored: as there.
+    """
+    method = ours_with("mutex_watershed", settings or {})
+    whole = method(values)[scored]
+    found = [Figure("seams.whole_voi", sum(variation_of_information(truth[scored], whole)), "bits")]
+    for edge in edges:
+        blocks = ours(method, values, folder / str(edge), (edge, edge, edge))[scored]
+        for name, other in (("voi", truth[scored]), ("voi_to_whole", whole)):
+            voi = sum(variation_of_information(other, blocks))
+            found.append(Figure(f"seams.{edge}_{name}", voi, "bits"))
+    return found
 
 
 def ours_with(name: str, settings: dict[str, Any]) -> SegmentationMethod:
@@ -208,4 +267,7 @@ def synthetic(shape: Triple, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[
 
 
 if __name__ == "__main__":
-    fire.Fire(bench)
+    if sys.argv[1:2] == ["seams"]:
+        fire.Fire(seams, command=sys.argv[2:])
+    else:
+        fire.Fire(bench)

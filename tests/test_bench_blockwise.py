@@ -19,4 +19,12 @@ def test_every_method_and_volara_find_the_objects_of_perfect_affinities(tmp_path
     for name in (*blockwise.METHODS, "volara"):
         assert found[f"{name}.voi_split"] == found[f"{name}.voi_merge"] == pytest.approx(0)
         assert found[f"{name}.mvox_per_s"] > 0
+    for name in blockwise.METHODS:
+        assert found[f"{name}.voi_to_whole"] == pytest.approx(0)
     assert found["volara.over_volara"] == found["volara.cpu_over_volara"] == 1
+    seams = blockwise.seam_figures(values, labels, tmp_path / "seams", (4, 10), settings)
+    assert [figure.name.removeprefix("seams.") for figure in seams] == [
+        "whole_voi",
+        *(f"{edge}_{name}" for edge in (4, 10) for name in ("voi", "voi_to_whole")),
+    ]
+    assert [figure.value for figure in seams] == pytest.approx([0] * 5)
