@@ -4,10 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from monai.metrics.metric import CumulativeIterationMetric
 from numpy.typing import NDArray
-from torch import Tensor
 
 SCORES = ("voi_split", "voi_merge", "voi", "adapted_rand")
 PRECISIONS = ("ap", "ap_50", "ap_75")
@@ -256,47 +253,6 @@ def object_counts(
         TypeError: an array does not hold integers.
     """
     return contingency(truth, segmentation, per_section).objects
-
-
-class InstanceSegmentationMetric(CumulativeIterationMetric):
-    """Mean over images of VOI and adapted Rand error, for MONAI's evaluators and handlers.
-
-    Called with ``y_pred`` and ``y``, label arrays (B, 1, D, H, W) or lists of (1, D, H, W), of an
-    integer dtype (floats would round ids). Lower is better: give the evaluator
-    ``metric_cmp_fn`` and the checkpoint saver ``key_metric_negative_sign``.
-
-    Args:
-        scores: which scores, in this order, among ``voi_split``, ``voi_merge``, ``voi`` (bits)
-            and ``adapted_rand``.
-
-    Raises:
-        ValueError: no score, or an unknown one; on call, shapes differ.
-        TypeError: on call, labels do not hold integers.
-    """
-
-    def __init__(self, scores: Sequence[str] = SCORES) -> None:
-        super().__init__()
-        unknown = [score for score in scores if score not in SCORES]
-        if unknown or not scores:
-            raise ValueError(f"scores must be some of {SCORES}, got {list(scores)}")
-        self.scores = tuple(scores)
-
-    def aggregate(self) -> Tensor:
-        """Mean of every score over the images since the last reset, (len(scores),) float64."""
-        buffer: Tensor | None = self.get_buffer()  # type: ignore[no-untyped-call]  # MONAI's
-        if buffer is None:
-            raise ValueError("no image was scored since the last reset")
-        return torch.mean(buffer, dim=0)
-
-    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs: object) -> Tensor:
-        """Scores of every image, (B, len(scores)) float64."""
-        if y is None:
-            raise ValueError("y, the true labels, is needed")
-        rows = []
-        for segmentation, truth in zip(y_pred.cpu().numpy(), y.cpu().numpy(), strict=True):
-            scores = instance_scores(truth, segmentation)
-            rows.append([scores[name] for name in self.scores])
-        return torch.tensor(rows, dtype=torch.float64)
 
 
 def instance_scores(

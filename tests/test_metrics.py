@@ -13,10 +13,10 @@ from monai.metrics.meandice import compute_dice
 from monai.metrics.meaniou import compute_iou
 from skimage import metrics as skimage_metrics
 
+from custom.instance_metric import InstanceSegmentationMetric
 from custom.metrics import (
     SCORES,
     UNKNOWN,
-    InstanceSegmentationMetric,
     ObjectCounts,
     adapted_rand_error,
     average_precisions,

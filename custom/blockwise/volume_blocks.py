@@ -4,8 +4,8 @@ from typing import Literal
 
 from funlib.geometry import Coordinate, Roi
 
-from custom.blockwise.lattice import Shape
 from custom.blockwise.tracked import Tracked
+from custom.outputs.pyramids import Shape
 
 
 class VolumeBlocks(Tracked):
