@@ -1,7 +1,5 @@
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from custom.errors import InputError
 from custom.preflight import user_mistake
 from custom.running import running_config
-from tests.conftest import ROOT
+from tests.forked import ended
 
 
 def wrapped(error: Exception) -> Exception:
@@ -64,35 +62,16 @@ def test_a_workers_mistake_is_its_sentence() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("error", "last", "traceback"),
-    [
-        ("InputError('one sentence.')", "error: one sentence.", False),
-        ("KeyError('bug')", "KeyError: 'bug'", True),
-    ],
-)
-def test_only_a_mistake_ends_the_process_without_a_traceback(
-    error: str, last: str, traceback: bool
-) -> None:
-    code = (
-        f"from custom.errors import *; from custom.preflight import begin; begin(); raise {error}"
+def test_only_a_bug_ends_the_process_with_a_traceback(tmp_path: Path) -> None:
+    imports = "from custom.errors import InputError; from custom.preflight import begin"
+    raised = ["InputError('one sentence.')", "KeyError('bug')", "KeyboardInterrupt"]
+    mistake, bug, stopped = ended(
+        imports, [f"begin(); raise {error}" for error in raised], tmp_path
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == last
-    assert ("Traceback" in done.stderr) == traceback
-
-
-@pytest.mark.slow
-def test_ctrl_c_is_one_sentence_and_keeps_the_status_of_its_signal() -> None:
-    code = "from custom.preflight import begin; begin(); raise KeyboardInterrupt"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == -signal.SIGINT
-    assert done.stderr.strip() == "interrupted; the same command takes the run up again"
+    assert (mistake.status, mistake.said) == (1, "error: one sentence.")
+    assert bug.status == 1 and bug.said.endswith("\nKeyError: 'bug'") and "Traceback" in bug.said
+    assert stopped.status == -signal.SIGINT, "that of its signal"
+    assert stopped.said == "interrupted; the same command takes the run up again"
 
 
 @pytest.mark.slow

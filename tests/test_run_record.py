@@ -1,6 +1,5 @@
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from custom import run_record
 from custom.array_report import ArrayReport
 from custom.run_record import RunRecord, begin_record, git_state, plain_values
 from custom.running import BundleRun
-from tests.conftest import ROOT
+from tests.forked import ended
 
 REPORT = ArrayReport({"training": [{"id": "cube", "offset": [0, 0, 0], "shape": [3, 4, 5]}]})
 
@@ -133,33 +132,26 @@ def test_without_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.Monke
     assert git_state(Path(run_record.__file__).parent) is None
 
 
-PROCESS = """
-import sys
-from pathlib import Path
+ENDINGS: dict[str, str | None] = {
+    "raise InputError('x is y')": "failed: x is y",
+    "raise KeyError('bug')": "failed: KeyError: 'bug'",
+    "raise KeyboardInterrupt": "stopped",
+    "sys.exit(3)": "stopped",
+    "preflight.end()": "completed",
+    "os.kill(os.getpid(), signal.SIGKILL)": None,
+}
+IMPORTS = """
 from tests.test_run_record import begun
-from custom.preflight import Preflight, begin
-preflight = begin()
-preflight.record, _ = begun(Path(sys.argv[1]))
-{ending}
+from custom.errors import InputError
+from custom.preflight import begin
 """
+BEGIN = "preflight = begin(); preflight.record, _ = begun(folder); "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ending", "outcome"),
-    [
-        ("from custom.errors import InputError; raise InputError('x is y')", "failed: x is y"),
-        ("raise KeyError('bug')", "failed: KeyError: 'bug'"),
-        ("raise KeyboardInterrupt", "stopped"),
-        ("sys.exit(3)", "stopped"),
-        ("preflight.end()", "completed"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", None),
-    ],
-)
-def test_however_a_process_ends_its_record_says_so(
-    tmp_path: Path, ending: str, outcome: str | None
-) -> None:
-    code = PROCESS.format(ending=ending)
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False)
-    (path,) = (tmp_path / "eval" / "runs").iterdir()
-    assert json.loads(path.read_text()).get("outcome") == outcome
+def test_however_a_process_ends_its_record_says_so(tmp_path: Path) -> None:
+    outcomes = []
+    for process in ended(IMPORTS, [BEGIN + ending for ending in ENDINGS], tmp_path):
+        (path,) = (process.folder / "eval" / "runs").iterdir()
+        outcomes.append(json.loads(path.read_text()).get("outcome"))
+    assert outcomes == list(ENDINGS.values())
