@@ -14,7 +14,7 @@ help:
 	@echo "make demo     synthetic volume to scored segmentation and an HTML report"
 	@echo "make fib25    the same road on real FIB-SEM: DATA=<fib25.zarr> BACKBONE=<folder or id> OUT=<folder>"
 	@echo "make test     the whole test suite"
-	@echo "make soak     preprocessing killed 60 times and a training 100 times, blockwise runs 60 times, ten epochs of loading by 8 processes and by 8 threads: some minutes"
+	@echo "make soak     memory for large volumes; preprocessing killed 60 times, a training 100 times, blockwise runs 60 times; ten epochs of loading by 8 processes and by 8 threads: two hours"
 	@echo "make check    linter, formatter, type checker and fast tests"
 	@echo "make lint     make check without the tests"
 	@echo "make bench    time and memory of every step, into bench/results.json (DATA=, BACKBONE= as for fib25)"
