@@ -221,16 +221,14 @@ def write_nodes(database: SQLGraphDataBase, nodes: RegionGraph, positions: NDArr
 def write_edges(database: SQLGraphDataBase, graph: RegionGraph) -> None:
     """Write edges; those that are there stay as they are.
 
+    Rows go to funlib's own query, for its loop over dictionaries takes three times as long.
+
     Args:
         database: open for writing.
         graph: of which only ids and edges are looked at.
     """
-    edges = {
-        (low, high): {
-            "contacts": contacts,
-            "agreed": agreed,
-            "links": _encoded(graph.levels[begin:end], graph.counts[begin:end]),
-        }
+    rows = [
+        (low, high, contacts, agreed, _encoded(graph.levels[begin:end], graph.counts[begin:end]))
         for (low, high), contacts, agreed, begin, end in zip(
             graph.ids[graph.edges].tolist(),
             graph.contacts.tolist(),
@@ -239,9 +237,9 @@ def write_edges(database: SQLGraphDataBase, graph: RegionGraph) -> None:
             graph.starts[1:].tolist(),
             strict=True,
         )
-    }
-    somewhere = {"position": (0, 0, 0)}  # funlib wants to see a place, and does not store it
-    database.write_edges({low: somewhere for low, _ in edges}, edges)
+    ]
+    columns = [*database.endpoint_names, *EDGE_ATTRIBUTES]
+    database._insert_query(database.edges_table_name, columns, rows)
 
 
 def read_graph(database: SQLGraphDataBase) -> RegionGraph:
