@@ -148,12 +148,16 @@ class Tracked(BlockwiseTask, ABC):
         return is_done
 
     def mark_block_done_func(self) -> ProcessBlock:
-        """Mark a block as done, as volara does, in an array that is opened once."""
+        """Mark a block as done in volara's array, which is opened once.
+
+        Not with the block's number, as volara does: that counts from where the context begins, and
+        may be beyond what the array's dtype holds.
+        """
         marks = zarr.open_array(self.block_ds, mode="r+")
 
         def mark_done(block: daisy.Block) -> None:
             if block.status != BlockStatus.FAILED:
-                marks[self._place(block)] = block.block_id[1] + 1
+                marks[self._place(block)] = 1
                 block.status = BlockStatus.SUCCESS
 
         return mark_done

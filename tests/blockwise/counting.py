@@ -29,6 +29,7 @@ class Counting(Tracked):
     failure: Literal["error", "mistake", "disk", "signal"] = "error"
     seconds: float = 0.0
     blind: bool = False
+    context: tuple[int, int, int] = (0, 0, 0)
     fit: Literal["shrink"] = "shrink"
     read_write_conflict: Literal[False] = False
 
@@ -44,8 +45,8 @@ class Counting(Tracked):
 
     @property
     def context_size(self) -> Coordinate:
-        """None."""
-        return Coordinate(0, 0, 0)
+        """As it is told to have."""
+        return Coordinate(self.context)
 
     def drop_artifacts(self) -> None:
         """Forget what was written."""

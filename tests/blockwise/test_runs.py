@@ -60,6 +60,13 @@ def test_every_block_is_processed_once_however_often_the_command_runs(tmp_path: 
         assert_each_once(tmp_path)
 
 
+def test_blocks_may_read_much_more_than_they_write(tmp_path: Path) -> None:
+    """As those of features do: a window of the backbone is larger than a thin volume."""
+    for _ in range(2):
+        run_tasks(chain(tmp_path, context=(300, 300, 300)), tmp_path / "state")
+        assert_each_once(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("workers", "folder"), [(None, "run"), pytest.param(2, "run=1:2", marks=pytest.mark.slow)]
 )
