@@ -18,7 +18,7 @@ from custom.outputs import images
 from custom.segmentation.fragments import Cut, short_range_mean, touching
 from custom.segmentation.method import Triple
 from custom.segmentation.region_graph import RegionGraph
-from custom.volumes import open_volume
+from custom.volumes import Volume, open_volume
 
 
 class Fragments(ChainTask):
@@ -85,7 +85,7 @@ class Fragments(ChainTask):
 
         def process(block: daisy.Block) -> None:
             write, read = block.write_roi, block.read_roi.intersect(self.write_roi)
-            mask = None if inside is None else inside.read(read + place) != 0
+            mask = None if inside is None else read_mask(inside, read + place)
             if mask is not None and not mask.any():
                 return
             values = affinities[(channels, *read.to_slices())].read().result()
@@ -108,6 +108,20 @@ class Fragments(ChainTask):
 
         with self.connections() as connection:
             yield process
+
+
+def read_mask(mask: Volume, box: Roi) -> NDArray[np.bool_]:
+    """Where a mask is not 0 in a box, (D, H, W); False beyond the mask.
+
+    Args:
+        mask: open.
+        box: in its voxels.
+    """
+    found = np.zeros(tuple(box.shape), dtype=np.bool_)
+    part = box.intersect(mask.metadata.roi)
+    if not part.empty:
+        found[(part - box.begin).to_slices()] = mask.read(part) != 0
+    return found
 
 
 def cut_faces(part: Roi, whole: Roi) -> Cut:

@@ -290,22 +290,26 @@ class Predict(VolumeTask):
         stop = max(end for _, end in self.arrays.values())
         thickness, written = OutputSettings(**self.written).unit, None
         for slab, found in predictor.slabs(roi, slice(first, stop), thickness):
-            values = self._values(found, first)
+            values = self._values(found, first, predictor.source.inside(slab))
             if written is not None:
                 written.result()
             written = write(slab, values)
         if written is not None:
             written.result()
 
-    def _values(self, found: Tensor, first: int) -> dict[str, NDArray[Any]]:
-        """Probabilities, whose first channel is that of the network, by array."""
+    def _values(
+        self, found: Tensor, first: int, inside: NDArray[np.bool_] | None
+    ) -> dict[str, NDArray[Any]]:
+        """Probabilities, whose first channel is that of the network, by array; 0 if not inside."""
         values: dict[str, NDArray[Any]] = {
             name: np.stack([as_uint8(channel) for channel in found[begin - first : end - first]])
             for name, (begin, end) in self.arrays.items()
         }
         if self.classes:
             values[self.classes] = predicted_classes(found)
-        return values
+        if inside is None:
+            return values
+        return {name: value * inside for name, value in values.items()}
 
     def _predictor(self) -> Predictor:
         equipment = Equipment(self.config)

@@ -56,8 +56,16 @@ class Region:
             "offset": [int(o) for o in self.roi.offset],
             "voxel_size_nm": list(self.opened.voxel_size_nm),
             "intensity_window": list(self.window),
-            "mask": self.opened.entry.mask if self.opened.labels is None else None,
+            "mask": self._describe_mask(),
         }
+
+    def _describe_mask(self) -> dict[str, Any] | None:
+        """What says where to segment; None where nothing does."""
+        mask = self.opened.mask
+        if mask is None or self.opened.labels is not None:
+            return None
+        offset = [int(o) for o in self.opened.mask_offset]
+        return {"path": mask.path, "files": file_stamp(mask.path), "offset": offset}
 
     def lattice(self, spec: FeatureSpec, plane: str) -> PlaneLattice:
         """Where the patches of a plane lie in the region."""
@@ -90,12 +98,13 @@ class RawSource(BlockSource):
 
     def empty(self, roi: Roi) -> bool:
         """As of ``BlockSource``; also where the entry's mask is 0 everywhere."""
-        masks = (self._mask(slab) for slab in slabs_of(roi, LOOK))
+        masks = (self.inside(slab) for slab in slabs_of(roi, LOOK))
         if all(mask is not None and not mask.any() for mask in masks):
             return True
         return super().empty(roi)
 
-    def _mask(self, roi: Roi) -> NDArray[np.bool_] | None:
+    def inside(self, roi: Roi) -> NDArray[np.bool_] | None:
+        """As of ``BlockSource``: where the entry's mask is not 0."""
         return self.region.opened.read_mask(roi + self.region.roi.offset)
 
     @property

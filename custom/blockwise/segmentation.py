@@ -14,6 +14,7 @@ from custom.blockwise.graph_solve import Solve
 from custom.blockwise.region_graph import Regions
 from custom.blockwise.relabel import Relabel
 from custom.blockwise.tracked import Tracked
+from custom.file_stamps import file_stamp
 from custom.outputs.settings import OutputSettings
 from custom.segmentation.method import SegmentationMethod, Triple
 
@@ -75,7 +76,11 @@ def segmentation_tasks(
     kind = described_method(method)["class"]
     blocks = {"block size": list(block_size), "shape": list(shape)}
     of_fragments = {"method": kind, **method.describe_fragments(), **blocks}
-    masked = {"mask": mask, "mask offset": list(mask_offset)}
+    masked = {
+        "mask": mask,
+        "mask offset": list(mask_offset),
+        "mask files": mask and file_stamp(mask),
+    }
     lut = LUT(path=state_dir / "graph" / TABLE)
     return [
         Fragments(

@@ -3,8 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from funlib.geometry import Roi
+from numpy.typing import NDArray
 from torch import Tensor
 
 from custom.blockwise.lattice import slabs_of
@@ -43,6 +45,10 @@ class BlockSource(ABC):
     @abstractmethod
     def features(self, roi: Roi) -> Tensor:
         """Features (C, D, H, W) of a box, of the dense layout."""
+
+    def inside(self, roi: Roi) -> NDArray[np.bool_] | None:
+        """Where there is something to predict in a box, (D, H, W); None for everywhere."""
+        return None
 
     def empty(self, roi: Roi) -> bool:
         """Whether there is nothing to predict in a box: raw has one value everywhere."""

@@ -192,4 +192,8 @@ def test_where_the_mask_is_0_or_raw_is_constant_there_is_nothing(opened: OpenEnt
     black = RawSource(Region(opened, BOX, (300.0, 400.0)), None, Path("none"))
     black.image = lambda roi: torch.full((1, *roi.shape), -1.0)  # type: ignore[method-assign]
     assert black.empty(Roi((0, 0, 0), (5, 5, 5)))
-    assert source.mask == (opened.mask.path, (3, 5, 2))  # type: ignore[union-attr]
+    assert opened.mask is not None
+    assert source.mask == (opened.mask.path, (3, 5, 2))
+    before = source.region.describe()
+    Path(opened.mask.path).touch()
+    assert source.region.describe() != before, "another mask may be there"

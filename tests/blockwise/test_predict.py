@@ -197,6 +197,26 @@ def test_blocks_give_what_the_whole_volume_gives(case: str, tmp_path: Path) -> N
         np.testing.assert_array_equal(found[made.classes], predicted_classes(expected))
 
 
+class Masked(MemorySource):
+    """With a mask of its left side."""
+
+    def inside(self, roi: Roi) -> np.ndarray[Any, Any]:
+        return np.broadcast_to(np.arange(roi.begin[2], roi.end[2]) < 7, roi.shape)
+
+
+@pytest.mark.parametrize("block", [ODD, (8, 10, 11)])
+def test_beyond_the_mask_is_nothing_whatever_the_blocks(block: Any, tmp_path: Path) -> None:
+    settings = {"roi_size": (6, 10, 8), "overlap": 0.5, "layout": ChannelLayout(0, 0, 4)}
+    batch, network = volume(ODD, "raw"), Mixing(4)
+    made = task(tmp_path, Masked(batch), network, block, **settings)
+    process(made)
+    expected, found = whole(batch, network, **settings), written(made)
+    assert not any(values[..., 7:].any() for values in found.values())
+    np.testing.assert_array_equal(found["probabilities"][..., :7], as_uint8(expected[..., :7]))
+    classes = found["labels/segmentation"]
+    np.testing.assert_array_equal(classes[..., :7], predicted_classes(expected)[..., :7])
+
+
 @settings(max_examples=25)
 @given(
     st.tuples(*[st.integers(1, 40)] * 3),

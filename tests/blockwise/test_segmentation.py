@@ -114,17 +114,24 @@ def test_weak_objects_are_judged_whole_wherever_borders_cut_them(tmp_path):
     assert same_partition(found, method(values))
 
 
-def test_masked_and_empty_blocks_have_no_fragments_and_one_voxel_objects_stay(tmp_path):
+@pytest.mark.parametrize("covers_all", [True, False])
+def test_masked_and_empty_blocks_have_no_fragments_and_one_voxel_objects_stay(tmp_path, covers_all):
     truth = connected_components(worms())
     inside = np.zeros(SHAPE, bool)
     inside[:, 1:9, 5:15] = True
     truth[:, 1:9, 5:15][:, :, -1] = 2**33  # a sheet in the mask
     truth = connected_components(truth)
-    np.save(tmp_path / "mask.npy", np.pad(inside, ((2, 0), (0, 0), (1, 3))))
-    found = segmented(
-        tmp_path, perfect(truth), (4, 6, 5), mask=str(tmp_path / "mask.npy"), mask_offset=(2, 0, 1)
-    )
+    mask, offset = np.pad(inside, ((2, 0), (0, 0), (1, 3))), (2, 0, 1)
+    if not covers_all:
+        mask, offset = inside[:, 1:9, 5:15], (0, -1, -5)
+    np.save(tmp_path / "mask.npy", mask)
+    how = {"mask": str(tmp_path / "mask.npy"), "mask_offset": offset}
+    found = segmented(tmp_path, perfect(truth), (4, 6, 5), **how)
     assert same_partition(found, connected_components(np.where(inside, truth, 0)))
+    np.save(tmp_path / "mask.npy", np.ones_like(mask[:, :3]))
+    found = segmented(tmp_path, perfect(truth), (4, 6, 5), **how)
+    assert found.any(), "the new mask counts"
+    assert not found[:, 4:].any()
 
 
 def test_a_volume_without_any_object_is_background(tmp_path):
