@@ -55,6 +55,11 @@ class SqliteGraph(SQLite):
         database.con.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_MS}")
         return database
 
+    @property
+    def place(self) -> list[Any]:
+        """Where it is, plain values: a graph elsewhere lacks what was written here."""
+        return ["file"]
+
     def claim(self) -> None:
         """Nothing: the file lies in the run's folder."""
 
@@ -84,6 +89,11 @@ class PostgresGraph(PostgreSQL):
         with self._errors_in_a_sentence():
             known = self.model_copy(update={"password": self._password()})
             return PostgreSQL.open(known, mode)
+
+    @property
+    def place(self) -> list[Any]:
+        """As of ``SqliteGraph``."""
+        return [self.host, self.port or 5432, self.name]
 
     def claim(self) -> None:
         """Make the database this run's, where it is nobody's.
@@ -243,7 +253,7 @@ def write_edges(database: SQLGraphDataBase, graph: RegionGraph) -> None:
 
 
 def read_graph(database: SQLGraphDataBase) -> RegionGraph:
-    """The whole graph.
+    """The whole graph, whose edges' ends must be among its nodes.
 
     Rows are read by funlib's own query, for its lists of dictionaries take ten times the memory.
 
@@ -263,7 +273,7 @@ def read_graph(database: SQLGraphDataBase) -> RegionGraph:
         levels += content[:length]
         counts += content[length:]
     low, high, contacts, agreed, lengths = np.frombuffer(numbers, np.int64).reshape(-1, 5).T
-    places = np.searchsorted(nodes["id"], np.stack([low, high], axis=1).astype(np.uint64))
+    places = found_at(nodes["id"], np.stack([low, high], axis=1).astype(np.uint64))
     return RegionGraph(
         nodes["id"].copy(),
         nodes["size"].copy(),
@@ -276,6 +286,26 @@ def read_graph(database: SQLGraphDataBase) -> RegionGraph:
         np.frombuffer(levels, np.uint8),
         np.frombuffer(counts, "<u4").astype(np.int64),
     )
+
+
+def found_at(ids: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Places of ids among others.
+
+    Args:
+        ids: ascending.
+        wanted: of any shape.
+
+    Raises:
+        InputError: one is not among them.
+    """
+    places = np.searchsorted(ids, wanted)
+    missing = np.append(ids, 0)[places] != wanted
+    if missing.any():
+        raise InputError(
+            f"the graph of fragments lacks fragment {wanted[missing][0]}: fragments and graph are "
+            f"not of one run; remove the folder <id>.blocks, or choose another output_dir"
+        )
+    return places
 
 
 def _rows(database: SQLGraphDataBase, table: str, *columns: str) -> Iterator[tuple[Any, ...]]:

@@ -13,6 +13,7 @@ from volara.lut import LUT
 
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import FRAGMENTS, ChainTask
+from custom.blockwise.graph_database import found_at
 from custom.blockwise.tracked import ProcessBlock
 from custom.outputs import images
 from custom.outputs.images import SEGMENTATION
@@ -61,7 +62,7 @@ class Relabel(ChainTask):
             ids, index = np.unique(fragments[box].read().result(), return_inverse=True)
             if ids.any():
                 sources, targets = table()
-                found = targets[np.searchsorted(sources, ids)]
+                found = targets[found_at(sources, ids)]
                 segments[box].write(found[index].reshape(block.write_roi.shape)).result()
 
         yield process

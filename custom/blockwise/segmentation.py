@@ -61,13 +61,14 @@ def segmentation_tasks(
     Raises:
         InputError: the database cannot be used.
     """
+    graph = graph_of(database, state_dir, store.stem)
     shared = {
         "state_dir": state_dir,
         "method": described_method(method),
         "output": store,
         "shape": shape,
         "block": block_size,
-        "graph": graph_of(database, state_dir, store.stem),
+        "graph": graph,
         "voxel_size_nm": voxel_size_nm,
         "offset_nm": offset_nm,
         "written": asdict(written or OutputSettings()),
@@ -85,7 +86,7 @@ def segmentation_tasks(
     return [
         Fragments(
             name=FRAGMENTS,
-            identity={**of_fragments, **masked},
+            identity={**of_fragments, **masked, "graph": graph.place},
             mask=mask,
             mask_offset=mask_offset,
             **shared,

@@ -60,6 +60,10 @@ def test_a_graph_in_postgresql_gives_what_one_in_a_file_gives(database, tmp_path
     ((same,),) = query(database, "segments_volume", "SELECT count(*) FROM nodes")
     assert same > nodes  # of bias -0.7: more fragments, and still there
 
+    without = segmented(tmp_path / "server", values, block, other)  # anew, its graph in a file
+    np.testing.assert_array_equal(without, anew)
+    assert (tmp_path / "server/state/graph.db").exists()
+
 
 @pytest.mark.slow
 def test_a_database_of_something_else_is_refused_and_left_alone(database, tmp_path: Path):

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from custom.blockwise.arrays import open_store
 from custom.blockwise.chain import block_chunks
-from custom.blockwise.graph_database import graph_of, read_graph
+from custom.blockwise.graph_database import found_at, graph_of, read_graph
 from custom.blockwise.volume_run import segmented_block
+from custom.errors import InputError
 from custom.segmentation.component_segmenter import ComponentSegmenter
 from custom.segmentation.fragments import connected_components
 from custom.segmentation.region_graph import region_graph
@@ -151,6 +152,14 @@ def test_only_what_a_changed_setting_matters_to_begins_anew(tmp_path):
     assert (state / "fragments/times").stat().st_mtime_ns == stamp
     again = segmented(tmp_path, values, block, method)
     np.testing.assert_array_equal(again, first)
+
+
+def test_a_graph_of_another_run_is_refused():
+    ids = np.array([2, 5, 2**40], dtype=np.uint64)
+    assert found_at(ids, np.array([[2**40, 2]], dtype=np.uint64)).tolist() == [[2, 0]]
+    for missing in (1, 4, 2**41):
+        with pytest.raises(InputError, match=f"lacks fragment {missing}: .* remove the folder"):
+            found_at(ids, np.array([2, missing], dtype=np.uint64))
 
 
 @pytest.mark.slow
