@@ -286,6 +286,7 @@ def volume_runs(inference: Inference, description: Mapping[str, Any]) -> Iterato
     if not isinstance(dataset, RawVolumeDataset):
         for volume in dataset.volumes:
             assert isinstance(volume, CachedVolume)
+            warn_of_mask(volume)
             state_dir = state_of(output_dir / f"{volume.id}.zarr")
             source = CachedSource(volume, dataset.use_tokens)
             yield VolumeRun(
@@ -302,6 +303,15 @@ def volume_runs(inference: Inference, description: Mapping[str, Any]) -> Iterato
             RawSource(region, dataset.spec, state_dir / STORE), state_dir,
             opened.voxel_size_nm, opened.offset_nm(roi), region.describe(),
         )  # fmt: skip
+
+
+def warn_of_mask(volume: CachedVolume) -> None:
+    """A cache has no mask but that of labels."""
+    entry = volume.metadata["entry"]
+    if entry.get("mask") and not (entry.get("labels") or entry.get("classes")):
+        logger.warning(
+            "%s: its mask is not heeded, for the cache has none; --source raw heeds it", volume.id
+        )
 
 
 def _cached(volume: CachedVolume) -> dict[str, Any]:

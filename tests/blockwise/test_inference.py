@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from custom.blockwise.arrays import open_store
+from custom.blockwise.volume_run import warn_of_mask
 from custom.outputs.images import is_complete
 from tests.bundle import tiny
 
@@ -108,3 +110,19 @@ def test_worker_processes_build_what_they_need_from_the_configuration(project: P
         found = array(project, "workers", name)
         assert found.any()
     np.testing.assert_array_equal(array(project, "workers"), array(project, "whole"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"mask": "m.zarr", "labels": None}, True),
+        ({"mask": "m.zarr", "labels": "l.zarr"}, False),
+        ({"mask": "m.zarr", "labels": None, "classes": {"nucleus": "n.zarr"}}, False),
+        ({"mask": None, "labels": None}, False),
+    ],
+)
+def test_a_mask_that_a_cache_does_not_have_is_spoken_of(
+    entry: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_mask(SimpleNamespace(id="a", metadata={"entry": entry}))  # type: ignore[arg-type]
+    assert ("a: its mask is not heeded" in caplog.text) == said
