@@ -40,6 +40,22 @@ def sequence(value: object, what: str) -> Sequence[Any]:
     return value
 
 
+def with_json_words(value: Any) -> Any:
+    """A value in which ``null``, ``true`` and ``false`` are what JSON means by them.
+
+    Of what stands in brackets on a command line, Fire makes the words themselves.
+
+    Args:
+        value: plain.
+    """
+    if isinstance(value, dict):
+        return {key: with_json_words(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_json_words(item) for item in value]
+    words = {"null": None, "true": True, "false": False}
+    return words.get(value, value) if isinstance(value, str) else value
+
+
 def check_keys(found: Mapping[str, Any], known: Sequence[str], what: str) -> None:
     """Refuse keys that are not known."""
     for key in found:

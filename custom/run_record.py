@@ -75,7 +75,10 @@ class RunRecord:
         seconds = round((now - self._began).total_seconds(), 3)
         self.content |= {"ended": _stamp(now), "seconds": seconds, "outcome": outcome}
         if self.path.parent.is_dir():  # else its results are gone, too
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # of a full disk, which is said by who met it
+                logger.warning("%s cannot be completed: %s", self.path, error)
 
     def _write(self) -> None:
         text = json.dumps(_without_home(self.content), indent=2) + "\n"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from custom.errors import InputError
+from custom.json_fields import with_json_words
 from custom.segmentation.method import SegmentationMethod
 
 Method = TypeVar("Method", bound=SegmentationMethod)
@@ -51,7 +52,8 @@ def chosen_method(
     Raises:
         InputError: the stored settings are of another method; a setting is unknown.
     """
+    changed = with_json_words(dict(changed or {}))
     if changed and (description.get(METHOD) or MUTEX_WATERSHED) != method_name(method):
         return method.with_settings(**changed)
     refuse_other_method(description, method)
-    return method.with_settings(**{**description.get(SETTINGS, {}), **(changed or {})})
+    return method.with_settings(**{**description.get(SETTINGS, {}), **changed})

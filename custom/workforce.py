@@ -1,5 +1,6 @@
 """Who does the work of a run: this process, processes of this machine, or jobs of a cluster."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from custom.json_fields import whole_number
 
 if TYPE_CHECKING:  # volara takes two seconds, and is needed where there are workers alone
     from custom.blockwise.workers import BlockWorker
+
+logger = logging.getLogger(__name__)
 
 WORKERS_STATE = "preprocessing.blocks"  # folder in a cache that workers fill
 
@@ -39,6 +42,12 @@ class Workforce:
         if self.cluster is not None:
             self._refuse_none()
             self.worker()
+        elif queue := (self.cluster_settings or {}).get("queue"):
+            logger.warning(
+                "cluster is null, so this machine does the work: cluster_settings, with queue %r, "
+                "are for cluster 'lsf' or 'slurm'",
+                queue,
+            )
 
     def _refuse_none(self) -> None:
         if self.workers is None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 from pathlib import Path
@@ -130,6 +131,20 @@ def test_the_state_of_git_is_that_of_the_code(tmp_path: Path) -> None:
 def test_without_git_there_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(Path(run_record.__file__).parent) is None
+
+
+def test_a_disk_that_is_full_at_the_end_is_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record, before = begun(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_record, "write_atomically", full)
+    record.end("failed: the disk is full")
+    assert "cannot be completed: [Errno 28] No space left" in caplog.text
+    assert json.loads(record.path.read_text()) == before
 
 
 ENDINGS: dict[str, str | None] = {

@@ -5,6 +5,7 @@ From inside ``bundle/``: ``python -m scripts.segment tune --grid '{"threshold": 
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -12,7 +13,10 @@ from monai.bundle import ConfigParser
 
 from custom.config_check.findings import message, mistakes
 from custom.errors import InputError
+from custom.json_fields import with_json_words
+from custom.model_folder import read_model
 from custom.preflight import user_mistake
+from custom.segmentation_settings import SETTINGS
 from custom.tuning import settings_in
 from custom.tuning import tune as tuned
 from scripts.check_config import findings_of
@@ -38,13 +42,13 @@ def tune(
         overrides: keys of the configuration with new values, as for a run.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = settings_in(grid)
+    settings = settings_in(with_json_words(grid))
     names = list(config_file) if isinstance(config_file, list | tuple) else [config_file]
     asked = [str(name) for name in names]
     if wrong := mistakes(findings_of(asked, overrides, "inference")):
         raise InputError(message(wrong))
     try:
-        winner = _tuned(asked, overrides, section, settings)
+        winner, before = _tuned(asked, overrides, section, settings)
     except InputError:
         raise
     except Exception as error:  # MONAI wraps a user's mistake in its own
@@ -54,11 +58,12 @@ def tune(
         raise mistake from error
     scores = ", ".join(f"{name} {value:.3f}" for name, value in winner.scores.items())
     print(f"best of {len(settings)}: {json.dumps(winner.settings)}: {scores}")
-    print(f"stored with the model; all of them: {winner.report}")
+    instead = "" if before in ({}, winner.settings) else f" instead of {json.dumps(before)}"
+    print(f"stored with the model{instead}; all of them: {winner.report}")
 
 
 def _tuned(names: list[str], overrides: dict[str, Any], section: str, grid: Any) -> Any:
-    """As ``custom.tuning.tune``, by a configuration."""
+    """As ``custom.tuning.tune``, by a configuration; and the settings that the model had before."""
     parser = ConfigParser()
     parser.read_config(names)
     parser.update({key: value for key, value in overrides.items() if value is not None})
@@ -74,7 +79,9 @@ def _tuned(names: list[str], overrides: dict[str, Any], section: str, grid: Any)
         )
     places = (value("output_dir"), value("model_dir"))
     per_section = value("dimensions") == 2
-    return tuned(value("segmenter"), grid, value("datalist"), section, *places, per_section)
+    before = read_model(Path(value("model_dir"))).get(SETTINGS, {})
+    found = tuned(value("segmenter"), grid, value("datalist"), section, *places, per_section)
+    return found, before
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from custom.json_fields import check_keys
+from custom.json_fields import check_keys, whole_number
 from custom.segmentation.components import LEVELS, affinity_components
 from custom.segmentation.faces import face_channels
 from custom.segmentation.fragments import (
@@ -63,6 +63,7 @@ class ComponentSegmenter:
         refuse_range(
             "connected components", threshold=self.threshold, min_affinity=self.min_affinity
         )
+        whole_number(self.min_size, 0, "min_size of connected components")
         refuse_small(self.small)
 
     @property

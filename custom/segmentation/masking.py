@@ -9,6 +9,7 @@ from custom.errors import InputError
 from custom.segmentation.faces import face_channels
 from custom.segmentation.fragments import Offset, linked_axes
 
+Number = int | float | np.number
 SMALL = ("neighbours", "background")
 """What becomes of small segments: they are given to a neighbour, or they are background."""
 
@@ -55,15 +56,15 @@ def refuse_faceless(offsets: Sequence[Offset], method: str) -> None:
             )
 
 
-def refuse_range(method: str, **values: float) -> None:
-    """Refuse settings that are not from 0 to 1.
+def refuse_range(method: str, **values: object) -> None:
+    """Refuse settings that are no numbers from 0 to 1.
 
     Raises:
         InputError: names the first.
     """
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} of {method} must be from 0 to 1, got {value}.")
+        if type(value) is bool or not isinstance(value, Number) or not 0 <= value <= 1:
+            raise InputError(f"{name} of {method} must be from 0 to 1, got {value!r}.")
 
 
 def refuse_small(small: str) -> None:

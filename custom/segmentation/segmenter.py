@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from custom.errors import InputError
-from custom.json_fields import check_keys
+from custom.json_fields import check_keys, whole_number
 from custom.segmentation.agglomeration import agglomerate
 from custom.segmentation.fragments import (
     UNCUT,
@@ -20,6 +20,7 @@ from custom.segmentation.fragments import (
     remove_weak_fragments,
     short_range_mean,
 )
+from custom.segmentation.masking import Number, refuse_range
 from custom.segmentation.merging import merged_by_quantile
 from custom.segmentation.method import Triple, reach
 from custom.segmentation.mutex_watershed import mutex_watershed
@@ -50,7 +51,7 @@ class MutexWatershedSegmenter:
         max_link: links of ``agglomerate`` are the offsets with no component beyond this.
 
     Raises:
-        InputError: no offset is within ``max_link``.
+        InputError: no offset is within ``max_link``, or a setting is out of range.
     """
 
     offsets: Sequence[Offset]
@@ -63,6 +64,17 @@ class MutexWatershedSegmenter:
     max_link: int = 9
 
     def __post_init__(self) -> None:
+        joined = {} if self.threshold is None else {"threshold": self.threshold}
+        shares = {"min_affinity": self.min_affinity, "quantile": self.quantile, **joined}
+        refuse_range("mutex watershed", **shares)
+        for name, least in (("long_range_stride", 1), ("min_size", 0), ("max_link", 0)):
+            whole_number(getattr(self, name), least, f"{name} of mutex watershed")
+        biases = self.bias if isinstance(self.bias, Sequence) else [self.bias]
+        if len(biases) not in (1, 2, len(self.offsets)) or not all(map(_is_number, biases)):
+            raise InputError(
+                f"bias of mutex watershed must be a number, two of them (short and long offsets) "
+                f"or {len(self.offsets)} (one for each offset), got {self.bias!r}."
+            )
         if not any(_reach(offset) <= self.max_link for offset in self.offsets):
             raise InputError(
                 f"max_link {self.max_link} leaves no offset to link fragments; the nearest of "
@@ -150,6 +162,10 @@ class MutexWatershedSegmenter:
     def describe_fragments(self) -> dict[str, Any]:
         """Those settings that fragments depend on."""
         return {key: value for key, value in asdict(self).items() if key not in OF_THE_JOIN}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Number) and bool(np.isfinite(value))
 
 
 def _reach(offset: Offset) -> int:

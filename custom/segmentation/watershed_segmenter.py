@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from custom.errors import InputError
-from custom.json_fields import check_keys
+from custom.json_fields import check_keys, whole_number
 from custom.segmentation.faces import face_channels
 from custom.segmentation.fragments import (
     UNCUT,
@@ -82,6 +82,7 @@ class SeededWatershedSegmenter:
         known = {"boundary": self.boundary, "grow_above": self.grow_above}
         joined = {} if self.threshold is None else {"threshold": self.threshold}
         refuse_range("seeded watershed", min_affinity=self.min_affinity, **known, **joined)
+        whole_number(self.min_size, 0, "min_size of seeded watershed")
         refuse_small(self.small)
         scoring_function(self.scoring)
         if len(self.voxel_size) != 3 or min(self.voxel_size) <= 0 or self.seed_distance < 0:

@@ -171,3 +171,11 @@ def test_on_a_cluster_the_job_decides_on_the_device(
     for gpus, device in ((0, "cpu"), (1, "cuda")):
         workforce = Workforce(2, 2, "slurm", {"queue": "gpu", "gpus": gpus})
         assert workforce.device("mps") == device
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"queue": "gpu"}, True), ({"gpus": 1}, False)])
+def test_a_queue_without_a_cluster_is_spoken_of(
+    settings: dict[str, Any], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Workforce(2, cluster_settings=settings)
+    assert ("cluster is null" in caplog.text) == said

@@ -23,6 +23,7 @@ from tests.bundle import tiny
 
 OFFSETS: list[list[int]] = tiny.NETWORK["affinity_offsets"]  # type: ignore[assignment]
 GRID = {"bias": [-0.9, -0.5], "threshold": [None, 0.5]}
+GIVEN = {**GRID, "threshold": ["null", 0.5]}  # as Fire reads JSON
 STORED = {"bias": -0.1, "quantile": 0.9}
 
 
@@ -81,7 +82,7 @@ def test_the_best_setting_is_stored_where_inference_finds_it(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = described(project)
-    tune(project, GRID)
+    tune(project, GIVEN)
     scores = [float(row["voi"]) * float(row["adapted_rand"]) for row in rows(project)]
     tried = [json.loads(row["settings"]) for row in rows(project)]
     assert [(t["bias"], t["threshold"]) for t in tried] == [
@@ -95,7 +96,8 @@ def test_the_best_setting_is_stored_where_inference_finds_it(
     assert now["segmentation"] == wanted
     assert now["segmentation_method"].endswith(".MutexWatershedSegmenter")
     assert now["sha256"] == before["sha256"]
-    assert json.dumps(best["threshold"]) in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert json.dumps(best["threshold"]) in said and f"instead of {json.dumps(STORED)}" in said
     page = (project / "output" / FOLDER / "validation.html").read_text()
     assert page.count("<circle") == len(scores) + 1 and 'class="chosen"' in page
 
@@ -159,6 +161,8 @@ def sentence(folder: Path, grid: Any = None, **changes: Any) -> str:
         ({"threshold": 0.5}, {}, "grid must have a list of values"),
         ({}, {}, "grid must have a list of values"),
         ({"treshold": [0.5]}, {}, "did you mean 'threshold'"),
+        ({"threshold": [0.5, 1.5]}, {}, "threshold of mutex watershed must be from 0 to 1"),
+        ({"bias": ["low"]}, {}, "bias of mutex watershed must be a number"),
         (None, {"segmentation_settings#threshold": 0.3}, "would win over what a scan finds"),
         (None, {"section": "tset"}, "tset"),
         (None, {"section": "training"}, "run inference on its section of the datalist first"),
