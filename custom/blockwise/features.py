@@ -3,14 +3,13 @@
 Every window of the backbone is computed by one block.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import daisy
 import tensorstore
@@ -27,10 +26,8 @@ from custom.features.cache_files import TOKEN_CHUNK, create_array, token_array, 
 from custom.features.extraction import SLAB, PlaneExtraction, RawBox
 from custom.features.lattice import AxisLattice, PlaneLattice
 from custom.features.spec import FeatureSpec
-from custom.files import write_atomically
 from custom.planes import NORMAL_AXIS
 
-PREDICTED = "predicted.json"
 SIDE = 256  # voxels that a block has at least along an axis, where the volume has as many
 SIDE_OF_OVERLAPPING = 1024  # the same where windows overlap, so that few are computed twice
 
@@ -203,23 +200,26 @@ class Features(VolumeTask):
 
 
 class Forget(VolumeTask):
-    """Removes the features once all is predicted; a single block.
+    """Removes the features once all is predicted; a single block."""
 
-    Args:
-        predicted: identity of the prediction, written to ``PREDICTED`` in the state's folder.
-    """
+    aside: ClassVar[bool] = True
 
-    predicted: dict[str, Any]
+    def outputs_exist(self) -> bool:
+        """Whether there are no features: a later run may have made some, and kept them."""
+        return not self.store.exists()
 
     def drop_artifacts(self) -> None:
         """Nothing is written."""
 
     @contextmanager
     def process_block_func(self) -> Iterator[ProcessBlock]:
-        """Remove the store."""
+        """Remove the store, which is not at its place any more once a part of it is gone."""
 
         def process(block: daisy.Block) -> None:
-            write_atomically(self.state_dir / PREDICTED, json.dumps(self.predicted).encode())
-            shutil.rmtree(self.store, ignore_errors=True)
+            leaving = self.store.with_name(f".{self.store.name}.old")
+            shutil.rmtree(leaving, ignore_errors=True)  # of a run that was killed meanwhile
+            if self.store.exists():
+                self.store.rename(leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
 
         yield process

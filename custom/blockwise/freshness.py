@@ -27,30 +27,55 @@ def begin_anew_where_changed(tasks: Sequence[Tracked]) -> None:
         tasks: in their order.
     """
     wanted = identities(tasks)
-    reasons = [_reason(task, one) for task, one in zip(tasks, wanted, strict=True)]
-    first = next((number for number, reason in enumerate(reasons) if reason), None)
-    if first is not None:
-        _say(tasks[first], reasons[first] or "")
-        for task in reversed(tasks[first:]):
-            _drop(task)
+    anew: set[int] = set()
+    for number, (task, one) in enumerate(zip(tasks, wanted, strict=True)):
+        if anew.intersection(_read_by(tasks, number)):
+            anew.add(number)
+        elif reason := _reason(task, one):
+            _say(task, reason)
+            anew.add(number)
+    for number in sorted(anew, reverse=True):
+        _drop(tasks[number])
     for task, one in zip(tasks, wanted, strict=True):
         if not (task.meta_dir / IDENTITY).exists():
             write_atomically(task.meta_dir / IDENTITY, json.dumps(one, indent=1).encode())
 
 
+def is_finished(tasks: Sequence[Tracked]) -> bool:
+    """Whether the last of some tasks is done, and none of them begins anew.
+
+    Args:
+        tasks: the first ones of a run, in their order.
+    """
+    changed = any(map(_reason, tasks, identities(tasks)))
+    return not changed and tasks[-1].count_done() >= tasks[-1].total_blocks
+
+
 def identities(tasks: Sequence[Tracked]) -> list[dict[str, Any]]:
-    """What the output of every task depends on: identity, blocks, and the tasks before it.
+    """What the output of every task depends on: identity, blocks, and the tasks it is made from.
 
     Args:
         tasks: in their order.
     """
     found: list[dict[str, Any]] = []
-    before = None
-    for task in tasks:
-        entry = {"settings": task.identity, "blocks": _blocks(task), "before": before}
+    digests: list[str] = []
+    for number, task in enumerate(tasks):
+        before = [digests[other] for other in _read_by(tasks, number)]
+        entry = {
+            "settings": task.identity,
+            "blocks": _blocks(task),
+            "before": before[-1] if before else None,
+        }
         found.append(json.loads(json.dumps(entry)))
-        before = hashlib.sha256(json.dumps(found[-1], sort_keys=True).encode()).hexdigest()
+        content = json.dumps(found[-1], sort_keys=True)
+        digests.append(hashlib.sha256(content.encode()).hexdigest())
     return found
+
+
+def _read_by(tasks: Sequence[Tracked], number: int) -> list[int]:
+    """Numbers of the tasks before one that it may be made from; the last one knows the others."""
+    kind = type(tasks[number])
+    return [n for n, task in enumerate(tasks[:number]) if not task.aside or type(task) is kind]
 
 
 def _blocks(task: Tracked) -> dict[str, Any]:
@@ -95,7 +120,8 @@ def _changed(before: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _say(task: Tracked, reason: str) -> None:
-    logger.warning("%s begins anew, and all after it; %s", task.name, reason)
+    others = "" if task.aside else ", and all after it"
+    logger.warning("%s begins anew%s; %s", task.name, others, reason)
 
 
 def _drop(task: Tracked) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import daisy
 
@@ -37,6 +37,7 @@ class Objects(VolumeBlocks):
         image: name of the segmentation in it.
     """
 
+    aside: ClassVar[bool] = True
     store: Path
     image: str
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import daisy
 
@@ -30,6 +30,7 @@ class Pyramid(VolumeBlocks):
         count: how many are made from it.
     """
 
+    aside: ClassVar[bool] = True
     store: Path
     images: list[str]
     first: int

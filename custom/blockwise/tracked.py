@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import daisy
 import zarr
@@ -51,8 +51,12 @@ class Tracked(BlockwiseTask, ABC):
             with another one starts the task anew, and all after it.
         threads: blocks that one worker, or this process, processes at a time.
         retries: how often a block that failed is tried again.
+
+    Attributes:
+        aside: only tasks of the same class read what it makes; the others do not depend on it.
     """
 
+    aside: ClassVar[bool] = False
     state_dir: Path
     name: str
     identity: dict[str, Any] = Field(default_factory=dict)

@@ -1,6 +1,5 @@
 """The tasks that take one volume from raw, or from its cached features, to segments."""
 
-import json
 import logging
 import math
 import shutil
@@ -12,12 +11,12 @@ from typing import Any, Protocol
 from custom.blockwise.chain import FRAGMENTS
 from custom.blockwise.equipment import write_config
 from custom.blockwise.features import (
-    PREDICTED,
     Extractor,
     Features,
     Forget,
     feature_block,
 )
+from custom.blockwise.freshness import is_finished
 from custom.blockwise.lattice import Shape, block_size, written_channels
 from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
@@ -176,8 +175,9 @@ class VolumeRun:
         task = Features(
             **self._common("features", feature_block(source.spec, source.shape), live),
             identity=self._made_from(),
-            spent=_read(self.state_dir / PREDICTED) == _plain(predict.identity),
         )
+        spent = task.model_copy(update={"spent": True})
+        task = spent if is_finished([spent, predict]) else task
         if not task.outputs_exist():
             task.drop()
             self._refuse_full_disk(source.region, source.spec)
@@ -194,8 +194,7 @@ class VolumeRun:
         """What drops the features, and makes segments of affinities."""
         tasks: list[Tracked] = []
         if isinstance(self.source, RawSource) and not self.inference.settings.keep_features:
-            common = self._common("forget", self.source.shape, None)
-            tasks.append(Forget(**common, predicted=_plain(predict.identity)))
+            tasks.append(Forget(**self._common("forget", self.source.shape, None)))
         store, how = self.store, self.inference.writer.output_format
         if self.inference.writer.layout.num_affinities:
             chosen = self.inference.settings.block_size is None
@@ -318,16 +317,6 @@ def _cached(volume: CachedVolume) -> dict[str, Any]:
     """What a cached volume is: it is written once, its metadata last."""
     metadata = volume.path.with_name(f"{volume.path.stem}_metadata.json")
     return {"cache": str(volume.path), "files": file_stamp(str(metadata))}
-
-
-def _plain(values: Mapping[str, Any]) -> Any:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(values))
-
-
-def _read(path: Path) -> Any:
-    """What is in a file of JSON; None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def segmented_block(shape: Shape, unit: int) -> Shape:

@@ -177,11 +177,23 @@ def test_a_store_that_is_not_needed_any_more_may_be_gone(opened: OpenEntry, tmp_
     region, backbone = Region(opened, BOX, WINDOW), PatchMeans()
     made = task(tmp_path, region, spec_of(backbone), backbone, BLOCK)
     common = made.model_dump(include=set(Forget.model_fields)) | {"name": "forget"}
-    forget = Forget(**common, predicted={"model": "x"})
+    forget = Forget(**common)
+    assert not forget.outputs_exist()
     with forget.process_block_func() as process:
         process(daisy.Block(forget.write_roi, forget.write_roi, forget.write_roi))
-    assert not made.store.exists() and not made.outputs_exist()
-    assert made.model_copy(update={"spent": True}).outputs_exist()
+    assert not made.outputs_exist() and not list(tmp_path.glob("*features.zarr*"))
+    assert forget.outputs_exist() and made.model_copy(update={"spent": True}).outputs_exist()
+
+
+def test_a_kill_leaves_no_part_of_a_store_at_its_place(
+    opened: OpenEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = task(tmp_path, Region(opened, BOX, WINDOW), spec_of(PatchMeans()), PatchMeans(), BLOCK)
+    forget = Forget(**made.model_dump(include=set(Forget.model_fields)) | {"name": "forget"})
+    monkeypatch.setattr("custom.blockwise.features.shutil.rmtree", lambda *_, **__: None)
+    with forget.process_block_func() as process:
+        process(daisy.Block(forget.write_roi, forget.write_roi, forget.write_roi))
+    assert list(tmp_path.glob("*features.zarr*")) and not made.outputs_exist()
 
 
 def test_where_the_mask_is_0_or_raw_is_constant_there_is_nothing(opened: OpenEntry) -> None:

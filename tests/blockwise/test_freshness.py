@@ -1,10 +1,11 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from custom.blockwise.freshness import IDENTITY
+from custom.blockwise.freshness import IDENTITY, is_finished
 from custom.blockwise.runs import run_tasks
 from tests.blockwise.counting import Counting
 
@@ -14,6 +15,12 @@ class Kept(Counting):
 
     def outputs_exist(self) -> bool:
         return self.folder.exists()
+
+
+class Aside(Kept):
+    """Read by nothing but others of its kind."""
+
+    aside: ClassVar[bool] = True
 
 
 def chain(folder: Path, **changes: Any) -> list[Counting]:
@@ -133,3 +140,58 @@ def test_what_is_recorded_is_json_that_a_person_can_read(tmp_path: Path) -> None
     record = json.loads((tmp_path / "state" / "b" / IDENTITY).read_text())
     assert record["settings"] == {"bias": 1}
     assert record["blocks"]["block size"] == [10, 20, 20]
+
+
+def with_aside(
+    folder: Path, changed: str = "", kinds: Sequence[type[Counting]] = (Kept, Aside, Kept)
+) -> list[Counting]:
+    """Tasks "a" to "c", of which one has changed."""
+    return [
+        kind(
+            state_dir=folder / "state",
+            name=name,
+            folder=folder / name,
+            identity={"bias": 2 if name == changed else 1},
+        )
+        for name, kind in zip("abc", kinds, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("changed", ["a", "b", "c"])
+def test_nothing_is_made_from_a_task_aside_which_is_made_from_those_before_it(
+    changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_tasks(with_aside(tmp_path), tmp_path / "state")
+    mark(tmp_path)
+    run_tasks(with_aside(tmp_path, changed), tmp_path / "state")
+    assert dropped(tmp_path) == {"a": "abc", "b": "b", "c": "c"}[changed]
+    assert ("b begins anew;" in caplog.text) is (changed == "b")
+
+
+def test_a_task_aside_comes_and_goes_without_those_after_it(tmp_path: Path) -> None:
+    made = with_aside(tmp_path)
+    run_tasks(made, tmp_path / "state")
+    mark(tmp_path)
+    for tasks in (made[::2], made):
+        run_tasks(tasks, tmp_path / "state")
+        assert dropped(tmp_path) == ""
+
+
+def test_tasks_aside_of_one_kind_are_made_from_each_other(tmp_path: Path) -> None:
+    kinds = (Kept, Aside, Aside)
+    run_tasks(with_aside(tmp_path, kinds=kinds), tmp_path / "state")
+    mark(tmp_path)
+    run_tasks(with_aside(tmp_path, "b", kinds), tmp_path / "state")
+    assert dropped(tmp_path) == "bc"
+
+
+def test_what_is_finished_is_done_and_does_not_begin_anew(tmp_path: Path) -> None:
+    made = chain(tmp_path)
+    run_tasks(made[:1], tmp_path / "state")
+    assert not is_finished(made[:2])
+    run_tasks(made[:2], tmp_path / "state")
+    assert is_finished(made[:2]) and not is_finished(made)
+    for changes in ({"identity": {"bias": 2}}, {"block": (20, 10, 20)}):
+        assert not is_finished(chain(tmp_path, **changes)[:2])
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    assert not is_finished(made[:2])

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from custom.blockwise.arrays import open_store
+from custom.blockwise.freshness import IDENTITY
 from custom.blockwise.volume_run import warn_of_mask
 from custom.outputs.images import is_complete
 from tests.bundle import tiny
@@ -76,7 +77,26 @@ def test_another_setting_begins_anew_where_it_counts(project: Path) -> None:
     assert not np.array_equal(array(project, output), array(project, "whole"))
     infer(project, output, **BLOCKS, mirror=False, keep_features=True)
     np.testing.assert_array_equal(array(project, output), array(project, "whole"))
-    assert (project / output / f"{ID}.blocks" / "features.zarr").exists()
+    state = project / output / f"{ID}.blocks"
+    assert (state / "features.zarr").exists()
+    before = (state / "fragments" / IDENTITY).stat().st_mtime_ns
+    infer(project, output, **BLOCKS, mirror=False)
+    assert not (state / "features.zarr").exists()
+    assert (state / "fragments" / IDENTITY).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("block_size", [[16, 16, 16], [32, 32, 32]])
+def test_features_that_were_forgotten_are_made_again_for_a_new_prediction(
+    block_size: list[int], project: Path
+) -> None:
+    """Where the output is gone, or blocks have another size."""
+    output = "forgotten"
+    infer(project, output, **BLOCKS)
+    if block_size == BLOCKS["block_size"]:
+        shutil.rmtree(project / output / f"{ID}.zarr")
+    infer(project, output, **BLOCKS | {"block_size": block_size})
+    np.testing.assert_array_equal(array(project, output), array(project, "whole"))
+    assert is_complete(project / output / f"{ID}.zarr")
 
 
 def test_a_result_of_the_whole_volume_is_replaced_and_the_other_way_round(project: Path) -> None:
