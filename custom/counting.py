@@ -6,9 +6,9 @@ from typing import Any
 
 from custom.comparison import Comparison
 from custom.contingency import Table
-from custom.datalist_entry import DatalistEntry
 from custom.file_stamps import file_stamp
 from custom.json_fields import per_axis
+from custom.truth_identity import truth_identity
 from custom.workforce import Workforce
 
 BLOCK = 128
@@ -81,24 +81,12 @@ class Counting:
 
     def _identity(self, comparison: Comparison) -> dict[str, Any]:
         """What the counts depend on."""
-        written, entry = comparison.written, comparison.opened.entry
+        written = comparison.written
         return {
-            "truth": {**_described(entry), "files": [file_stamp(p) for p in _sources(entry)]},
+            "truth": truth_identity(comparison.opened),
             "segmentation": file_stamp(comparison.segmentation.path),
             "voxels": [list(written.offset), list(written.shape)],
             "block_size": list(self.block_size),
             "per_section": comparison.per_section,
             "classes": list(comparison.classes),
         }
-
-
-def _described(entry: DatalistEntry) -> dict[str, Any]:
-    """Those of an entry's fields that say which labels count where."""
-    names = ("labels", "classes", "mask", "roi", "labels_voxel_size_nm", "beyond_labels")
-    return {name: repr(getattr(entry, name)) for name in names}
-
-
-def _sources(entry: DatalistEntry) -> list[str]:
-    """Where an entry's labels and mask lie."""
-    classes = [] if entry.classes is None else list(entry.classes.values())
-    return [path for path in (entry.labels, *classes, entry.mask) if path is not None]

@@ -25,6 +25,7 @@ from custom.model_folder import change_description, read_model
 from custom.outputs.images import is_complete
 from custom.segmentation.method import SegmentationMethod, same_fragments
 from custom.segmentation_settings import METHOD, MUTEX_WATERSHED, SETTINGS, method_name
+from custom.truth_identity import truth_identity
 from custom.tuning_report import write_tuning_report
 from custom.tuning_rows import ScoreTable, Tried
 
@@ -41,7 +42,7 @@ class Predicted:
     Args:
         comparison: the entry, and the voxels to compare.
         path: of the array (K, D, H, W) uint8.
-        identity: changes with affinities and entry.
+        identity: changes with affinities and truth.
     """
 
     comparison: Comparison
@@ -177,7 +178,8 @@ def _predicted(entry: DatalistEntry, output_dir: Path, method: SegmentationMetho
     comparison = compared(entry, output_dir)
     box = comparison.written
     changed = max(os.stat(folder).st_mtime_ns for folder, _, _ in os.walk(path))
-    said = json.dumps([changed, list(box.offset), list(box.shape), entry.truth], default=str)
+    truth = truth_identity(comparison.opened)
+    said = json.dumps([changed, list(box.offset), list(box.shape), truth])
     return Predicted(comparison, path, hashlib.sha256(said.encode()).hexdigest()[:16])
 
 

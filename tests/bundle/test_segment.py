@@ -18,7 +18,7 @@ from custom.outputs.images import begin, finish
 from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.targets.affinities import affinities
 from custom.tuning import FOLDER
-from custom.volumes import create_ome_zarr_array
+from custom.volumes import create_ome_zarr_array, open_array
 from tests.bundle import tiny
 
 OFFSETS: list[list[int]] = tiny.NETWORK["affinity_offsets"]  # type: ignore[assignment]
@@ -127,6 +127,27 @@ def test_other_affinities_are_scored_anew(project: Path) -> None:
     tune(project, {"threshold": [0.5]})
     (entry,) = parse_datalist(project / "data" / "datalist.json").section("validation")
     (project / "output" / f"{entry.id}.zarr" / "affinities" / "s0" / "new").touch()
+    tune(project, {"threshold": [0.5]})
+    assert len(rows(project)) == 2
+
+
+def labels_in_place(folder: Path) -> None:
+    array = open_array(folder / "data" / "synthetic.zarr" / "labels" / "cells" / "s0")
+    values = array.read().result()
+    array.write(np.where(values > 1, 2, values)).result()
+
+
+def a_mask(folder: Path) -> None:
+    path = folder / "data" / "datalist.json"
+    content = json.loads(path.read_text())
+    content["validation"][0]["mask"] = content["validation"][0]["labels"]
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("change", [labels_in_place, a_mask])
+def test_another_truth_is_compared_anew(project: Path, change: Callable[[Path], None]) -> None:
+    tune(project, {"threshold": [0.5]})
+    change(project)
     tune(project, {"threshold": [0.5]})
     assert len(rows(project)) == 2
 
