@@ -19,6 +19,7 @@ from custom.metrics import UNKNOWN
 from custom.outputs.images import MARKER, SEGMENTATION, is_complete, is_result
 from custom.planes import NORMAL_AXIS
 from custom.targets.classes import ClassSettings
+from custom.truth_identity import truth_identity
 from custom.volumes import Volume, open_volume
 from custom.zarr_metadata import read_node
 
@@ -126,6 +127,19 @@ class Comparison:
         known = {**self.output, **self.attributes}
         made = {name: known[name] for name in names if name in known}
         return {"path": self.segmentation.path, "inference": self.output.get(MARKER), **made}
+
+    def identity(self) -> dict[str, Any]:
+        """What the truth is, and which of its voxels are compared with which of the segmentation.
+
+        Of values that JSON keeps.
+        """
+        opened, box = self.opened, self.written
+        starts = self.shift, opened.labels_offset, opened.mask_offset
+        return {
+            "truth": truth_identity(opened),
+            "starts": [list(start) for start in starts],
+            "voxels": [list(box.offset), list(box.shape)],
+        }
 
     def _truth(self, box: Roi) -> NDArray[np.integer]:
         labels, known = self.read_labels(box)

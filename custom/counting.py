@@ -8,7 +8,6 @@ from custom.comparison import Comparison
 from custom.contingency import Table
 from custom.file_stamps import file_stamp
 from custom.json_fields import per_axis
-from custom.truth_identity import truth_identity
 from custom.workforce import Workforce
 
 BLOCK = 128
@@ -81,11 +80,9 @@ class Counting:
 
     def _identity(self, comparison: Comparison) -> dict[str, Any]:
         """What the counts depend on."""
-        written = comparison.written
         return {
-            "truth": truth_identity(comparison.opened),
+            **comparison.identity(),
             "segmentation": file_stamp(comparison.segmentation.path),
-            "voxels": [list(written.offset), list(written.shape)],
             "block_size": list(self.block_size),
             "per_section": comparison.per_section,
             "classes": list(comparison.classes),

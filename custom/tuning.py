@@ -25,7 +25,6 @@ from custom.model_folder import change_description, read_model
 from custom.outputs.images import is_complete
 from custom.segmentation.method import SegmentationMethod, same_fragments
 from custom.segmentation_settings import METHOD, MUTEX_WATERSHED, SETTINGS, method_name
-from custom.truth_identity import truth_identity
 from custom.tuning_report import write_tuning_report
 from custom.tuning_rows import ScoreTable, Tried
 
@@ -42,7 +41,7 @@ class Predicted:
     Args:
         comparison: the entry, and the voxels to compare.
         path: of the array (K, D, H, W) uint8.
-        identity: changes with affinities and truth.
+        identity: changes with affinities, truth and the voxels that are compared.
     """
 
     comparison: Comparison
@@ -176,10 +175,8 @@ def _predicted(entry: DatalistEntry, output_dir: Path, method: SegmentationMetho
             f"affinity_offsets: {found}, not {wanted}."
         )
     comparison = compared(entry, output_dir)
-    box = comparison.written
     changed = max(os.stat(folder).st_mtime_ns for folder, _, _ in os.walk(path))
-    truth = truth_identity(comparison.opened)
-    said = json.dumps([changed, list(box.offset), list(box.shape), truth])
+    said = json.dumps([changed, comparison.identity()])
     return Predicted(comparison, path, hashlib.sha256(said.encode()).hexdigest()[:16])
 
 

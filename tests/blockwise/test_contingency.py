@@ -54,7 +54,8 @@ def data(tmp_path: Path) -> Path:
     mask[3:5, :6] = 0
     write(tmp_path / "data.zarr", "mask", mask, (0, 0, 0))
     write_segmentation(tmp_path, labels(2))
-    source = {"raw": "data.zarr/raw", "labels": "data.zarr/labels/cells", "mask": "data.zarr/mask"}
+    named = {"raw": "raw", "labels": "labels/cells", "mask": "mask/s0"}
+    source = {field: f"data.zarr/{path}" for field, path in named.items()}
     datalist = {"name": "slabs", "test": [{"id": "cube", **source, "roi": ROI}]}
     (tmp_path / "datalist.json").write_text(json.dumps(datalist))
     return tmp_path
@@ -150,6 +151,16 @@ def other_mask(folder: Path) -> None:
     (folder / "datalist.json").write_text(json.dumps(changed))
 
 
+def moved_mask(folder: Path) -> None:
+    """By a voxel along z, in the group's metadata; the array that the datalist names stays."""
+    path = folder / "data.zarr" / "mask" / ".zattrs"
+    content = json.loads(path.read_text())
+    (dataset,) = content["multiscales"][0]["datasets"]
+    (translation,) = (t for t in dataset["coordinateTransformations"] if "translation" in t)
+    translation["translation"][0] += SIZE[0]
+    path.write_text(json.dumps(content))
+
+
 def same(folder: Path) -> None:
     """Nothing changes."""
 
@@ -159,10 +170,11 @@ def same(folder: Path) -> None:
     [
         (other_segmentation, {}, True),
         (other_mask, {}, True),
+        (moved_mask, {}, True),
         (same, {"block_size": 32}, True),
         (same, {"retries": 5}, False),
     ],
-    ids=["segmentation", "mask", "block size", "retries"],
+    ids=["segmentation", "mask", "place of the mask", "block size", "retries"],
 )
 def test_counts_begin_anew_where_what_they_are_of_changed(
     data: Path,
