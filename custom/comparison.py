@@ -122,11 +122,14 @@ class Comparison:
         return Cut(raw, self._truth(box), self.segmentation.read(box), box)
 
     def provenance(self) -> dict[str, Any]:
-        """Which output was compared, what made it and with which settings."""
+        """Which output was compared with which truth, what made it and with which settings."""
         names = ("segmentation", "classes", "model_sha256")
         known = {**self.output, **self.attributes}
         made = {name: known[name] for name in names if name in known}
-        return {"path": self.segmentation.path, "inference": self.output.get(MARKER), **made}
+        opened = self.opened
+        truth = {} if opened.entry.truth is None else {"truth": truth_identity(opened)}
+        mark = self.output.get(MARKER)
+        return {"path": self.segmentation.path, "inference": mark, **made, **truth}
 
     def identity(self) -> dict[str, Any]:
         """What the truth is, and which of its voxels are compared with which of the segmentation.

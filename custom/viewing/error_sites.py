@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from custom.comparison import segmentation_of
 from custom.datalist import OpenEntry
 from custom.error_map import MERGE, MISSING, SPLIT
+from custom.truth_identity import truth_identity
 from custom.viewing.pyramid import Level, Pyramid
 from custom.volumes import Volume, VolumeMetadata
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_VOXELS = 2**30  # looked through for the errors; more take minutes
 PIECE = 2**24  # voxels of one step
 MOST_SITES = 200
+LAST = 2**64 - 1
 
 Pair = tuple[int, int]  # an object and a segment
 Voxel = tuple[int, int, int]
@@ -128,8 +130,8 @@ class ErrorMap:
     """Errors of a segmentation, box by box.
 
     Codes are those of ``error_map``. What is main is decided on the whole of what truth and
-    segmentation share: by the lists of an evaluation of this very output, else it is looked through
-    once, when the first box or the sites are asked for.
+    segmentation share: by the lists of an evaluation of this very output and truth, else it is
+    looked through once, when the first box or the sites are asked for.
 
     Args:
         opened: with labels.
@@ -156,15 +158,21 @@ class ErrorMap:
         """How many are compared."""
         return int(np.prod(self.roi.shape))
 
-    @property
+    @cached_property
     def evaluated(self) -> bool:
-        """Whether there are lists of an evaluation of this output, made after it was finished."""
-        made = output_of(self.eval_dir, self.opened.entry.id)
-        if made is None or not self._list("splits").is_file() or not self._list("merges").is_file():
+        """Whether there are lists of a whole evaluation of this output and truth as they are."""
+        scores = self.eval_dir / "scores.json"
+        lists = [self._list("splits"), self._list("merges")]
+        if not all(path.is_file() for path in (*lists, scores)):
             return False
         output = Path(self.segmentation.path)
         newest = max(path.stat().st_mtime for path in (output, output.parent))
-        return output == made and newest <= self._list("splits").stat().st_mtime
+        times = [newest, *(path.stat().st_mtime for path in (*lists, scores))]
+        if times != sorted(times):  # of another output, or an evaluation was stopped
+            return False
+        outputs = json.loads(scores.read_text()).get("outputs", {})
+        made: Mapping[str, object] = outputs.get(self.opened.entry.id, {})
+        return made.get("path") == str(output) and made.get("truth") == truth_identity(self.opened)
 
     def _list(self, name: str) -> Path:
         return self.eval_dir / f"{self.opened.entry.id}_{name}.csv"
@@ -216,15 +224,6 @@ class ErrorMap:
         return np.where(annotated, labels, 0), self.segmentation.read(roi - self.shift)
 
 
-def output_of(eval_dir: Path, entry_id: str) -> Path | None:
-    """The segmentation that an evaluation of an entry looked at."""
-    path = eval_dir / "scores.json"
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text()).get("outputs", {}).get(entry_id)
-    return Path(found["path"]) if found else None
-
-
 def listed(splits: Path, merges: Path, shift: Sequence[int]) -> Overlaps:
     """Overlaps by an evaluation's lists.
 
@@ -247,14 +246,16 @@ def listed(splits: Path, merges: Path, shift: Sequence[int]) -> Overlaps:
 
 
 def _table(main: Mapping[int, int]) -> Table:
-    """Keys, ascending, and their values."""
-    keys = np.array(sorted(main), np.uint64)
-    return keys, np.array([main[int(key)] for key in keys], np.uint64)
+    """Keys, ascending, and their values; a last key that every other one comes before."""
+    keys = np.array([*sorted(main), LAST], np.uint64)
+    return keys, np.array([main.get(int(key), 0) for key in keys], np.uint64)
 
 
 def _looked_up(table: Table, keys: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """Values of keys that are all in the table."""
-    return table[1][np.searchsorted(table[0], keys.astype(np.uint64))]
+    """Values of keys, 0 of those that are not in the table: labels may change under a viewer."""
+    wanted = keys.astype(np.uint64)
+    place = np.searchsorted(table[0], wanted)
+    return np.where(table[0][place] == wanted, table[1][place], 0)
 
 
 def _pieces(roi: Roi) -> Iterator[Roi]:

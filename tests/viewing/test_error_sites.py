@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from funlib.geometry import Roi
 
-from custom.error_map import object_errors
+from custom.error_map import BOTH, object_errors
 from custom.evaluation import SegmentationEvaluator
 from custom.viewing import error_sites
 from custom.viewing.error_sites import ErrorMap, Overlaps
 from custom.viewing.finished_output import find_outputs
+from custom.volumes import open_array
 from tests.viewing import planted_output
 
 SHAPE = planted_output.SHAPE
@@ -21,6 +22,12 @@ def noisy(seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 5, [n // 4 for n in SHAPE])
     return coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.uint64)
+
+
+def evaluate(folder: Path) -> None:
+    SegmentationEvaluator(
+        folder / "datalist.json", "test", folder / "output", folder / "eval"
+    ).run()
 
 
 @pytest.fixture
@@ -98,7 +105,7 @@ def test_the_lists_of_an_evaluation_say_the_same(
     assert not errors.evaluated
     looked = errors.codes(Roi((0, 0, 0), errors.roi.shape))
     output_dir, eval_dir = tmp_path / "output", tmp_path / "eval"
-    SegmentationEvaluator(tmp_path / "datalist.json", "test", output_dir, eval_dir).run()
+    evaluate(tmp_path)
     monkeypatch.setattr(error_sites, "MOST_VOXELS", 10)
     by_lists = ErrorMap(errors.opened, output_dir)
     assert by_lists.evaluated
@@ -113,6 +120,36 @@ def test_the_lists_of_an_evaluation_say_the_same(
     os.utime(tmp_path / "output" / "planted.zarr" / "labels" / "segmentation" / "s0")
     os.utime(eval_dir / "planted_splits.csv", (0, 0))  # of an older output
     assert not ErrorMap(errors.opened, output_dir).evaluated
+
+
+def test_lists_of_another_truth_do_not_count(errors: ErrorMap, tmp_path: Path) -> None:
+    evaluate(tmp_path)
+    output_dir, opened = tmp_path / "output", errors.opened
+    named = replace(opened, entry=replace(opened.entry, labels=f"{opened.entry.labels}/s0"))
+    assert ErrorMap(opened, output_dir).evaluated
+    assert not ErrorMap(named, output_dir).evaluated
+    array = open_array(tmp_path / "data.zarr" / "labels" / "cells" / "s0")
+    array.write(array.read().result() * 3).result()
+    corrected = ErrorMap(opened, output_dir)
+    assert not corrected.evaluated
+    assert {site.object for site in corrected.sites()} == {21}
+
+
+def test_lists_of_an_evaluation_that_was_stopped_do_not_count(
+    errors: ErrorMap, tmp_path: Path
+) -> None:
+    evaluate(tmp_path)
+    os.utime(tmp_path / "eval" / "scores.json", (1, 1))  # of the evaluation before
+    assert not ErrorMap(errors.opened, tmp_path / "output").evaluated
+
+
+def test_labels_that_change_under_a_viewer_are_errors(errors: ErrorMap, tmp_path: Path) -> None:
+    assert errors.sites()
+    array = open_array(tmp_path / "data.zarr" / "labels" / "cells" / "s0")
+    array.write(array.read().result() * 3).result()
+    codes = errors.codes(Roi((0, 0, 0), errors.roi.shape))
+    truth, segments = errors._read(errors.roi)
+    np.testing.assert_array_equal(codes == BOTH, (truth != 0) & (segments != 0))
 
 
 def test_lists_count_from_the_segmentations_first_voxel(tmp_path: Path) -> None:
