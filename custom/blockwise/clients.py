@@ -9,7 +9,7 @@ import daisy
 from daisy.messages import ClientException
 from daisy.tcp.exceptions import NotConnected, StreamClosedError
 
-from custom.blockwise.records import ProcessBlock, told
+from custom.blockwise.records import EndOfRunError, ProcessBlock, told
 
 POLL_S = 0.5
 
@@ -47,11 +47,12 @@ def tell_failure(error: Exception) -> None:
     """Tell the server why this worker cannot work; where it cannot be reached, nobody.
 
     Args:
-        error: what has happened.
+        error: what has happened; an ``EndOfRunError`` ends the run.
     """
+    said = error if isinstance(error, EndOfRunError) else WorkerError(told(error))
     try:
         client = daisy.Client()
-        client.tcp_client.send_message(ClientException(WorkerError(told(error)), client.context))
+        client.tcp_client.send_message(ClientException(said, client.context))
         client.tcp_client.disconnect()
     except (KeyError, OSError, NotConnected, StreamClosedError):
         return

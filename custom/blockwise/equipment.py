@@ -13,15 +13,18 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from custom.blockwise.raw_source import Region
+from custom.blockwise.records import EndOfRunError
 from custom.datalist import entries_in, place_entry
 from custom.errors import InputError
 from custom.features.backbone import Backbone
 from custom.features.cache import CachedVolume, open_cache
 from custom.features.intensity import IntensityWindow
 from custom.features.reduced import load_reduced
+from custom.features.spec import FeatureSpec
 from custom.files import write_atomically
 from custom.inferers import TokenSlidingWindowInferer
 from custom.model_files import load_weights
+from custom.model_folder import WEIGHTS, file_digest
 from custom.volume_datasets import region_of
 
 BASIS_ADVICE = "put back the one that training wrote there"
@@ -68,11 +71,21 @@ class Equipment:
             self._parser["device"] = f"$torch.device('cuda:{number}')"
         self.device = torch.device(self._value("device"))
 
-    def network(self) -> nn.Module:
-        """The network, trained, in evaluation mode."""
+    def network(self, digest: str) -> nn.Module:
+        """The network, trained, in evaluation mode.
+
+        Args:
+            digest: SHA-256 of the weights that the run began with.
+
+        Raises:
+            EndOfRunError: the model has others now.
+        """
         network: nn.Module = self._value("network")
         with chdir(self._folder):
-            load_weights(self._value("model_dir"), network)
+            model_dir = Path(self._value("model_dir"))
+            refuse_other_weights(model_dir, digest)
+            load_weights(model_dir, network)
+            refuse_other_weights(model_dir, digest)  # those that were loaded are older, or the same
         return network.eval()
 
     def inferer(self) -> TokenSlidingWindowInferer:
@@ -87,21 +100,29 @@ class Equipment:
         return found
 
     def region(self, volume: str, window: IntensityWindow) -> Region:
-        """What is segmented of an entry, by its id."""
+        """What is segmented of an entry, by its id.
+
+        Raises:
+            EndOfRunError: the datalist has no such entry any more.
+        """
         with chdir(self._folder):
             entries = entries_in(self._value("datalist"), self._value("section"))
-            (opened,) = (place_entry(entry) for entry in entries if entry.id == volume)
+            opened = next((place_entry(entry) for entry in entries if entry.id == volume), None)
+        if opened is None:
+            raise EndOfRunError(
+                f"'{volume}' is not in '{self._value('datalist')}' any more, as it was when the "
+                f"run began: put it back, or start a run of what is there"
+            )
         return Region(opened, region_of(opened, self._value("region")), window)
 
-    def backbone(self) -> Backbone:
-        """The backbone, with its basis."""
+    def backbone(self) -> tuple[Backbone, FeatureSpec]:
+        """The backbone, with its basis, and the spec of its features."""
         value = self._value
         with chdir(self._folder):
-            backbone, _ = load_reduced(
+            return load_reduced(
                 value("backbone"), value("features"), self.device, value("model_dir"),
                 BASIS_ADVICE, value("compile"),
             )  # fmt: skip
-        return backbone
 
     @property
     def windows_at_once(self) -> int | None:
@@ -112,6 +133,24 @@ class Equipment:
     def _value(self, key: str) -> Any:
         with chdir(self._folder):
             return self._parser.get_parsed_content(key)
+
+
+def refuse_other_weights(model_dir: Path, digest: str) -> None:
+    """Refuse a model that was exchanged since a run began.
+
+    Args:
+        model_dir: its folder.
+        digest: SHA-256 of the weights that the run began with.
+
+    Raises:
+        EndOfRunError: the file has others, or is gone.
+    """
+    path = model_dir / WEIGHTS
+    if not path.exists() or file_digest(path) != digest:
+        raise EndOfRunError(
+            f"model '{path}' was exchanged or removed since the run began: start the same command "
+            f"again, which predicts all of it with the one that is there then"
+        )
 
 
 def own_number() -> int:

@@ -192,11 +192,11 @@ class Features(VolumeTask):
         return create_array(path, shape, spec.float_dtype, chunks, "none")
 
     def _extractor(self) -> Extractor:
-        assert self.feature_spec is not None and self.intensity_window is not None
         equipment = Equipment(self.config)
-        region = equipment.region(self.volume, self.intensity_window)
-        backbone = equipment.backbone()
-        return Extractor(region, backbone, self.feature_spec, equipment.windows_at_once)
+        region = self.region(equipment)
+        backbone, spec = equipment.backbone()
+        self.refuse_changed({"features": spec.to_json()})
+        return Extractor(region, backbone, spec, equipment.windows_at_once)
 
 
 class Forget(VolumeTask):

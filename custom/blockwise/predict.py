@@ -314,7 +314,8 @@ class Predict(VolumeTask):
     def _predictor(self) -> Predictor:
         equipment = Equipment(self.config)
         source = self.source(equipment)
-        return Predictor(equipment.network(), equipment.inferer(), source, equipment.device)
+        network = equipment.network(self.identity["model"])
+        return Predictor(network, equipment.inferer(), source, equipment.device)
 
     def _note_empty(self, number: int) -> None:
         path = self.meta_dir / EMPTY / str(number)

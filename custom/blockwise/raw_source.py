@@ -26,6 +26,7 @@ from custom.features.stored_grids import read_entries, read_grid
 from custom.features.triplane import PlaneGrid, Triple, average
 from custom.file_stamps import file_stamp
 from custom.samples import image_of
+from custom.volumes import Volume
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,25 @@ class Region:
 
     def describe(self) -> dict[str, Any]:
         """What its raw is, plain values."""
+        mask = self._mask
+        stamp = {} if mask is None else {"mask files": file_stamp(mask.path)}
+        return {**self.place(), "files": file_stamp(self.opened.source.path), **stamp}
+
+    def place(self) -> dict[str, Any]:
+        """Which raw, and what of it: the same on any machine, whatever its files are there."""
+        mask, offset = self._mask, self.opened.mask_offset
         return {
             "raw": self.opened.source.path,
-            "files": file_stamp(self.opened.source.path),
             "offset": [int(o) for o in self.roi.offset],
             "voxel_size_nm": list(self.opened.voxel_size_nm),
             "intensity_window": list(self.window),
-            "mask": self._describe_mask(),
+            "mask": mask and {"path": mask.path, "offset": [int(o) for o in offset]},
         }
 
-    def _describe_mask(self) -> dict[str, Any] | None:
+    @property
+    def _mask(self) -> Volume | None:
         """What says where to segment; None where nothing does."""
-        mask = self.opened.mask
-        if mask is None or self.opened.labels is not None:
-            return None
-        offset = [int(o) for o in self.opened.mask_offset]
-        return {"path": mask.path, "files": file_stamp(mask.path), "offset": offset}
+        return self.opened.mask if self.opened.labels is None else None
 
     def lattice(self, spec: FeatureSpec, plane: str) -> PlaneLattice:
         """Where the patches of a plane lie in the region."""

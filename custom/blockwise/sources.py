@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from custom.blockwise.lattice import slabs_of
 from custom.features.cache import CachedVolume
 from custom.features.spec import FeatureSpec
 from custom.features.triplane import PlaneGrid, Triple, entries_for, placed_at
+from custom.file_stamps import file_stamp
+from custom.model_folder import file_digest
 from custom.samples import Sample, add_grid, image_tensor
 
 LOOK = 32  # sections that are looked at at once
@@ -107,6 +110,15 @@ class CachedSource(BlockSource):
     def __init__(self, volume: CachedVolume, use_tokens: bool) -> None:
         super().__init__(volume.shape, volume.spec if use_tokens else None)
         self.volume = volume
+        self._metadata = volume.path.with_name(f"{volume.path.stem}_metadata.json")
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, plain values: a cached volume is written once, its metadata last."""
+        return {**self.place(), "files": file_stamp(str(self._metadata))}
+
+    def place(self) -> dict[str, Any]:
+        """Which volume: the same on any machine, whatever its files are there."""
+        return {"cache": str(self.volume.path), "metadata": file_digest(self._metadata)}
 
     def image(self, roi: Roi) -> Tensor:
         """As of ``BlockSource``."""

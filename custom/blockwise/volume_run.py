@@ -32,7 +32,6 @@ from custom.features.cache import CachedVolume
 from custom.features.intensity import entry_window
 from custom.features.lattice import grid_bytes
 from custom.features.spec import FeatureSpec
-from custom.file_stamps import file_stamp
 from custom.inferers import TokenSlidingWindowInferer
 from custom.model_folder import DIGESTS, WEIGHTS, file_digest, weights_mark
 from custom.output import ModelLoader, SegmentationWriter, state_of
@@ -290,7 +289,7 @@ def volume_runs(inference: Inference, description: Mapping[str, Any]) -> Iterato
             source = CachedSource(volume, dataset.use_tokens)
             yield VolumeRun(
                 inference, description, volume.id, source, state_dir,
-                volume.voxel_size_nm, volume.offset_nm, _cached(volume),
+                volume.voxel_size_nm, volume.offset_nm, source.describe(),
             )  # fmt: skip
         return
     for opened in dataset.entries:
@@ -311,12 +310,6 @@ def warn_of_mask(volume: CachedVolume) -> None:
         logger.warning(
             "%s: its mask is not heeded, for the cache has none; --source raw heeds it", volume.id
         )
-
-
-def _cached(volume: CachedVolume) -> dict[str, Any]:
-    """What a cached volume is: it is written once, its metadata last."""
-    metadata = volume.path.with_name(f"{volume.path.stem}_metadata.json")
-    return {"cache": str(volume.path), "files": file_stamp(str(metadata))}
 
 
 def segmented_block(shape: Shape, unit: int) -> Shape:
