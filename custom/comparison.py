@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from custom.datalist import OpenEntry, entries_in, open_entry, place_entry
 from custom.datalist_entry import DatalistEntry
 from custom.errors import InputError
+from custom.file_stamps import file_stamp
 from custom.locations import Location
 from custom.metrics import UNKNOWN
 from custom.outputs.images import MARKER, SEGMENTATION, is_complete, is_result
@@ -26,6 +27,7 @@ from custom.zarr_metadata import read_node
 logger = logging.getLogger(__name__)
 
 ON_GRID = 1e-3
+MADE_WITH = ("segmentation", "classes", "model_sha256")  # attributes
 LARGEST_SIDE = 1024  # voxels of a section that is shown
 
 
@@ -61,7 +63,6 @@ class Comparison:
         shift: raw voxel of the segmentation's first one.
         written: the voxels that are compared.
         attributes: of the segmentation.
-        output: attributes of all that inference wrote, and of what it predicted.
         output_dir: folder that inference wrote to.
     """
 
@@ -70,7 +71,6 @@ class Comparison:
     shift: Coordinate
     written: Roi
     attributes: Mapping[str, Any]
-    output: Mapping[str, Any]
     output_dir: Path
 
     @property
@@ -123,13 +123,16 @@ class Comparison:
 
     def provenance(self) -> dict[str, Any]:
         """Which output was compared with which truth, what made it and with which settings."""
-        names = ("segmentation", "classes", "model_sha256")
-        known = {**self.output, **self.attributes}
-        made = {name: known[name] for name in names if name in known}
-        opened = self.opened
-        truth = {} if opened.entry.truth is None else {"truth": truth_identity(opened)}
-        mark = self.output.get(MARKER)
-        return {"path": self.segmentation.path, "inference": mark, **made, **truth}
+        entry, path = self.opened.entry, self.segmentation.path
+        output = self.output_dir / f"{entry.id}.zarr"
+        truth = {} if entry.truth is None else {"truth": truth_identity(self.opened)}
+        return {
+            "path": path,
+            "files": file_stamp(path),
+            "inference": _attributes(output).get(MARKER),
+            **made_with(output),
+            **truth,
+        }
 
     def identity(self) -> dict[str, Any]:
         """What the truth is, and which of its voxels are compared with which of the segmentation.
@@ -176,17 +179,24 @@ def comparison_of(
 def _comparison(opened: OpenEntry, output_dir: Path) -> Comparison:
     path = _path_of_segmentation(opened.entry, output_dir)
     segmentation, shift, roi = segmentation_of(opened, output_dir)
-    output = path.parents[1]
-    predicted = {**_attributes(output / "affinities"), **_attributes(output / "probabilities")}
     return Comparison(
         opened,
         segmentation,
         shift,
         roi - shift,
         {**_attributes(path), **_attributes(path / "s0")},
-        {**predicted, **_attributes(output)},
         output_dir.absolute(),
     )
+
+
+def made_with(output: Path) -> dict[str, Any]:
+    """``MADE_WITH`` of an ``<id>.zarr``, as far as inference wrote it there."""
+    segmentation = output / SEGMENTATION
+    arrays = output / "affinities", output / "probabilities"
+    known: dict[str, Any] = {}
+    for place in (*arrays, output, segmentation, segmentation / "s0"):
+        known |= _attributes(place)
+    return {name: known[name] for name in MADE_WITH if name in known}
 
 
 def segmentation_of(opened: OpenEntry, output_dir: Path) -> tuple[Volume, Coordinate, Roi]:

@@ -30,6 +30,7 @@ from custom.view import (
 from custom.viewing.finished_output import FinishedOutput, find_outputs
 from custom.viewing.object_sizes import object_volumes_um3, size_chart
 from custom.viewing.output_pictures import output_pictures
+from custom.viewing.scored import changed_since
 
 RUNS = ("preprocessing", "training", "inference", "evaluating")
 TITLES = {
@@ -172,8 +173,12 @@ def _output_sections(
     if not is_complete(path):
         return [Section(id_, notice(f"{id_}: inference has not come to its end."))]
     output = _opened(path, scores, datalist)
+    sections = []
+    if changed := changed_since(scores.get("outputs", {}).get(id_, {}), output):
+        sections.append(Section(f"Scores of {id_}", _evaluate_again(changed, scores, eval_dir)))
+        scores = {}
     rows = [row for row in scores.get("entries", ()) if row["id"] == id_]
-    sections = [Section(f"Scores of {id_}", _score_tiles(row)) for row in rows]
+    sections += [Section(f"Scores of {id_}", _score_tiles(row)) for row in rows]
     sections.append(Section(f"Pictures of {id_}", _pictures(output, eval_dir)))
     if not output.classes and not output.per_section:
         volumes = object_volumes_um3(path)
@@ -187,6 +192,15 @@ def _output_sections(
     if isinstance(made, Mapping):
         sections.append(Section(f"Segmentation of {id_}", _settings(made)))
     return sections
+
+
+def _evaluate_again(changed: str, scores: Mapping[str, Any], eval_dir: Path | None) -> str:
+    """That the scores are of what is no longer there, and the command that makes new ones."""
+    places = {name: scores[name] for name in ("datalist", "section", "output_dir")}
+    again = {"run": "evaluating", "config_files": ["configs/evaluate.json"]}
+    command = _command({**again, "overrides": {**places, "eval_dir": str(eval_dir)}})
+    said = f"The scores in '{eval_dir}' are of an earlier {changed}, so they are not shown."
+    return notice(f"{said} Evaluate again:") + commands([command])
 
 
 def _opened(path: Path, scores: Mapping[str, Any], datalist: str | None) -> FinishedOutput:

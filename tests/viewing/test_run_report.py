@@ -14,6 +14,7 @@ from custom.viewing.finished_output import find_outputs
 from custom.viewing.object_sizes import histogram, object_volumes_um3, size_chart
 from custom.viewing.output_pictures import output_pictures
 from custom.viewing.run_report import find_run, write_run_report
+from custom.volumes import open_array
 from custom.zarr_metadata import update_group
 from tests.viewing import planted_output
 
@@ -24,19 +25,31 @@ ORANGE = (255, 170, 40)  # of splits, in error_map
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with output, scores, history and records; not to be changed."""
     folder = tmp_path_factory.mktemp("evaluated")
-    cut = np.zeros(planted_output.SHAPE, np.uint64)
-    cut[planted_output.OBJECT] = 70
-    cut[:, :, 17:][cut[:, :, 17:] != 0] = 71
-    planted_output.write(folder, segments=cut)
-    evaluator = SegmentationEvaluator(
-        folder / "datalist.json", "test", folder / "output", folder / "eval"
-    )
-    evaluator.run()
+    write_evaluated(folder)
     history = [{"epoch": e, "train_loss": 1 / e, "voi": 2 / e} for e in (1, 2, 3)]
     (folder / "eval" / "history.json").write_text(json.dumps(history))
     for place, kind in (("output", "inference"), ("eval", "evaluating")):
         write_record(folder, place, kind)
     return folder
+
+
+def write_evaluated(folder: Path) -> Path:
+    """An output of an object that is cut in two, and its scores; the output."""
+    cut = np.zeros(planted_output.SHAPE, np.uint64)
+    cut[planted_output.OBJECT] = 70
+    cut[:, :, 17:][cut[:, :, 17:] != 0] = 71
+    output = planted_output.write(folder, segments=cut)
+    set_threshold(output, 0.9)
+    SegmentationEvaluator(
+        folder / "datalist.json", "test", folder / "output", folder / "eval"
+    ).run()
+    return output
+
+
+def set_threshold(output: Path, value: float) -> None:
+    """What inference says of how it segmented."""
+    made = {"segmentation": {"threshold": value}}
+    update_group(output / "labels" / "segmentation", "0.4", {}, made)
 
 
 def write_record(folder: Path, place: str, kind: str) -> None:
@@ -131,6 +144,28 @@ def test_an_unfinished_output_is_said_to_be_one(evaluated: Path, tmp_path: Path)
     page = page_of(copy, tmp_path)
     assert "planted: inference has not come to its end." in page
     assert "Pictures of planted" not in page
+
+
+def test_scores_of_an_earlier_segmentation_or_truth_are_not_shown(tmp_path: Path) -> None:
+    segments = write_evaluated(tmp_path) / "labels" / "segmentation" / "s0"
+    labels = tmp_path / "data.zarr" / "labels" / "cells" / "s0"
+    assert "VOI, bits" in page_of(tmp_path, tmp_path)
+    for array, changed in ((labels, "truth"), (segments, "segmentation")):
+        values = open_array(array)
+        values.write(values.read().result() + 1).result()
+        page = page_of(tmp_path, tmp_path)
+        assert f"are of an earlier {changed}, so they are not shown. Evaluate again:" in page
+        assert f"run evaluating --config_file configs/evaluate.json --datalist {tmp_path}" in page
+        assert "VOI, bits" not in page and "Worst splits" not in page
+        assert "Pictures of planted" in page
+
+
+def test_a_project_that_was_moved_keeps_its_scores(tmp_path: Path) -> None:
+    write_evaluated(tmp_path / "first")
+    moved = (tmp_path / "first").rename(tmp_path / "moved")
+    assert "VOI, bits" in page_of(moved, tmp_path)
+    set_threshold(moved / "output" / "planted.zarr", 0.05)
+    assert "are of an earlier segmentation" in page_of(moved, tmp_path)
 
 
 def test_a_training_alone_has_its_curves(evaluated: Path, tmp_path: Path) -> None:
