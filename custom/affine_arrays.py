@@ -44,6 +44,20 @@ def nrrd_array(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
     return array, grid
 
 
+def nrrd_data_file(path: Path) -> Path | None:
+    """The file that a detached NRRD's header names for its data; None for an attached one.
+
+    Args:
+        path: of the header.
+
+    Raises:
+        InputError: not NRRD.
+    """
+    header, _ = _read_nrrd_header(path, f"'{path}'")
+    name = header.get("datafile", header.get("data file"))
+    return None if name is None else path.parent / name
+
+
 def nifti_array(path: Path, where: str) -> tuple[FileArray, VoxelGrid]:
     """NIfTI; read box by box where it is not compressed, else whole when first read.
 

@@ -29,6 +29,22 @@ def test_a_volume_inside_a_file_changes_with_the_file(tmp_path: Path) -> None:
     assert file_stamp(f"{file}/volumes/raw") != before
 
 
+@pytest.mark.parametrize("name", ["x.nhdr", "x.nrrd"])
+@pytest.mark.parametrize("field", ["data file: apart.raw", "datafile:apart.raw"])
+def test_a_header_changes_with_the_data_that_it_names(
+    tmp_path: Path, name: str, field: str
+) -> None:
+    header, data = tmp_path / name, tmp_path / "apart.raw"
+    header.write_text(f"NRRD0004\ntype: uint8\n{field}\n")
+    data.write_bytes(b"one")
+    before = file_stamp(str(header))
+    assert file_stamp(str(header)) == before
+    data.write_bytes(b"other")
+    changed = file_stamp(str(header))
+    data.unlink()
+    assert len({before, changed, file_stamp(str(header))}) == 3
+
+
 def test_of_many_files_the_first_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
