@@ -67,6 +67,18 @@ class Pyramid(VolumeBlocks):
         yield process
 
 
+def drop_pyramids(store: Path, images: Sequence[str]) -> None:
+    """Remove all levels but the finest, also those that a stopped run has made in part.
+
+    Args:
+        store: the OME-Zarr; some of its images may not be there yet.
+        images: their names.
+    """
+    for name in images:
+        numbers = [int(path.name[1:]) for path in (store / name).glob("s[1-9]*")]
+        remove_levels(store, name, numbers)
+
+
 def pyramid_tasks(
     store: Path,
     state_dir: Path,

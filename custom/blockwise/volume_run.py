@@ -20,7 +20,7 @@ from custom.blockwise.freshness import is_finished
 from custom.blockwise.lattice import Shape, block_size, written_channels
 from custom.blockwise.objects import object_tasks, write_object_table
 from custom.blockwise.predict import Predict, Predictor
-from custom.blockwise.pyramid import pyramid_tasks
+from custom.blockwise.pyramid import drop_pyramids, pyramid_tasks
 from custom.blockwise.raw_source import RawSource, Region
 from custom.blockwise.runs import run_tasks
 from custom.blockwise.segmentation import segmentation_tasks
@@ -201,6 +201,8 @@ class VolumeRun:
             tasks += self._segmentation(block)
         names = [*predict.names, *([] if predict.classes else [FRAGMENTS, SEGMENTATION])]
         size, run = self.voxel_size_nm, self.inference.settings.of_tasks()
+        if not how.pyramid:
+            drop_pyramids(store, names)
         tasks += pyramid_tasks(store, self.state_dir, names, predict.shape, size, how, **run)
         tasks += object_tasks(store, self.state_dir, predict.shape, how, **run)
         return tasks

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from custom.blockwise.objects import object_tasks, write_object_table
-from custom.blockwise.pyramid import Pyramid, pyramid_tasks
+from custom.blockwise.pyramid import Pyramid, drop_pyramids, pyramid_tasks
 from custom.blockwise.runs import run_tasks
 from custom.blockwise.tracked import Tracked
 from custom.outputs.images import finish, image_names, levels, remove
@@ -90,6 +90,22 @@ def test_dropped_levels_are_not_listed_any_more(tmp_path: Path) -> None:
     for task in chain(store, OutputSettings()):
         assert isinstance(task, Pyramid)
         task.drop()
+    assert_flat(store)
+
+
+def test_a_pyramid_that_is_not_wanted_any_more_goes_and_comes_again(tmp_path: Path) -> None:
+    store = tmp_path / "cube.zarr"
+    write_result(store)
+    run(store, OutputSettings())
+    drop_pyramids(store, [*IMAGES, "not there"])
+    assert_flat(store)
+    run(store, OutputSettings())
+    for name in IMAGES:
+        assert open_array(store / name / "s1").read().result().any()
+
+
+def assert_flat(store: Path) -> None:
+    """No image has a level but the finest, and none is listed."""
     for name in IMAGES:
         assert [path.name for path in sorted((store / name).glob("s*"))] == ["s0"]
         (multiscale,) = json.loads((store / name / ".zattrs").read_text())["multiscales"]
