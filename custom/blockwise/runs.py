@@ -35,6 +35,7 @@ def run_tasks(
     state_dir: Path,
     workers: int | None = None,
     key: str = "output_dir",
+    finish: Callable[[], None] | None = None,
 ) -> None:
     """Run tasks, each after the one before it; blocks that are done are not processed again.
 
@@ -45,6 +46,7 @@ def run_tasks(
         workers: None: all in this process, ``threads`` blocks of a task at a time; else a server
             process and that many workers for a task, which ``worker_config`` of the tasks starts.
         key: the configuration's, that names the folder in which ``state_dir`` lies.
+        finish: called once all blocks are done, before another run may begin.
 
     Raises:
         InputError: blocks failed, with their number, the first one's box and error, and where the
@@ -56,14 +58,15 @@ def run_tasks(
             wait_until_alone(state_dir)
             with present(state_dir):
                 chain = tasks() if callable(tasks) else tasks
-                outcomes = _run(chain, state_dir, workers)
+                refuse_failures(_run(chain, state_dir, workers), chain)
+                if finish is not None:
+                    finish()
     except KeyboardInterrupt:
         sys.stderr.write(
             f"\nthe run on '{state_dir}' has stopped; the same command goes on with the blocks "
             f"that are not done\n"
         )
         raise SystemExit(STOPPED) from None
-    refuse_failures(outcomes, chain)
 
 
 def _run(tasks: Sequence[Tracked], state_dir: Path, workers: int | None) -> list[Outcome]:

@@ -91,23 +91,35 @@ class VolumeRun:
         Raises:
             InputError: the disk is too small, or blocks failed.
         """
-        if self.store.exists() and not self.state_dir.exists():
-            shutil.rmtree(self.store)  # its blocks are not known
         how, settings = self.inference.writer.output_format, self.inference.settings
         predict = self.predict()
 
         def tasks() -> list[Tracked]:
             made = [*self.before(predict), predict, *self.after(predict)]
+            if not predict.meta_dir.exists():
+                self._remove_unknown()
             write_config(self.state_dir / CONFIG, config)
             images.begin(self.store, how.version)
             return made
 
-        run_tasks(tasks, self.state_dir, settings.workforce.workers)
-        write_object_table(self.store, self.state_dir, how)
-        images.finish(self.store)
+        def finish() -> None:
+            write_object_table(self.store, self.state_dir, how)
+            images.finish(self.store)
+
+        run_tasks(tasks, self.state_dir, settings.workforce.workers, finish=finish)
         if predict.num_empty:
             logger.info("%s: %d empty blocks were left out", self.id, predict.num_empty)
         logger.info("%s: all is done", self.store)
+
+    def _remove_unknown(self) -> None:
+        """Make room where a result lies of which no blocks are known."""
+        if self.store.exists():
+            logger.warning(
+                "'%s' is removed, and all of it made anew: which of its blocks are done, and of "
+                "what, is not known, for '%s' has no record of them",
+                *(self.store, self.state_dir),
+            )
+            shutil.rmtree(self.store)
 
     @property
     def store(self) -> Path:

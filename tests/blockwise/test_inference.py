@@ -99,10 +99,13 @@ def test_features_that_were_forgotten_are_made_again_for_a_new_prediction(
     assert is_complete(project / output / f"{ID}.zarr")
 
 
-def test_a_result_of_the_whole_volume_is_replaced_and_the_other_way_round(project: Path) -> None:
+def test_a_result_of_the_whole_volume_is_replaced_and_the_other_way_round(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = "replaced"
     shutil.copytree(project / "whole", project / output)
     infer(project, output, **BLOCKS, source="cache")
+    assert f"{output}/{ID}.zarr' is removed, and all of it made anew" in caplog.text
     assert times(project, output)["predict"] == 8
     infer(project, output, config_file=WHOLE, section="validation", source="cache")
     assert not (project / output / f"{ID}.blocks").exists()

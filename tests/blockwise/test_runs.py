@@ -153,6 +153,22 @@ def test_two_runs_do_not_share_a_state(tmp_path: Path) -> None:
     assert_each_once(tmp_path)
 
 
+def test_a_run_is_alone_until_it_has_finished(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def finish() -> None:
+        assert_each_once(tmp_path)
+        with pytest.raises(InputError, match="is being written by process"):
+            run_tasks(chain(tmp_path), tmp_path / "state")
+        seen.append(1)
+
+    with pytest.raises(InputError, match="1 of 8 blocks"):
+        run_tasks(chain(tmp_path, failing=FAILING), tmp_path / "state", finish=finish)
+    assert not seen
+    run_tasks(chain(tmp_path), tmp_path / "state", finish=finish)
+    assert seen
+
+
 def test_a_task_goes_through_json(tmp_path: Path) -> None:
     (task, _) = chain(tmp_path, failing=[1, 2])
     assert described(json.loads(json.dumps(describe(task)))) == task
