@@ -62,6 +62,7 @@ class Region:
             "raw": self.opened.source.path,
             "offset": [int(o) for o in self.roi.offset],
             "voxel_size_nm": list(self.opened.voxel_size_nm),
+            "raw_axes": [[axis.ratio, axis.origin] for axis in self.opened.raw_axes],
             "intensity_window": list(self.window),
             "mask": mask and {"path": mask.path, "offset": [int(o) for o in offset]},
         }

@@ -22,6 +22,7 @@ from custom.features.triplane import PlaneGrid
 from custom.inferers import WholeVolume
 from custom.planes import PLANES
 from custom.samples import add_extracted, image_of
+from custom.volumes import create_ome_zarr_array
 from tests.features.test_extraction import PatchMeans, spec_of
 from tests.test_finer_raw import write_datalist
 
@@ -149,6 +150,26 @@ def test_raw_that_is_finer_than_the_grid_is_read_alike_in_blocks(tmp_path: Path)
     made = task(tmp_path, region, spec, backbone, (4, 5, 6))
     source = RawSource(region, spec, made.store)
     same_inputs(source, region, spec, whole(region, spec, backbone))
+
+
+def test_a_grid_moved_by_a_part_of_its_voxels_is_another_region(tmp_path: Path) -> None:
+    """Its features are of other raw, though the box has the same numbers."""
+    regions = []
+    for start_nm in (34.0, 36.0):
+        folder = tmp_path / str(start_nm)
+        folder.mkdir()
+        arrays = {"raw": (4.0, 0.0, (32, 32, 32)), "labels": (8.0, start_nm, (8, 8, 8))}
+        for name, (size, start, shape) in arrays.items():
+            create_ome_zarr_array(
+                folder / "d.zarr", name, shape, np.uint8, "zyx", (size,) * 3, (start,) * 3,
+                (32, 32, 32), {},
+            ).write(np.ones(shape, np.uint8)).result()  # fmt: skip
+        entry = {"id": "a", "raw": "d.zarr/raw", "labels": "d.zarr/labels"}
+        (folder / "datalist.json").write_text(json.dumps({"name": "x", "test": [entry]}))
+        opened = place_entry(entries_in(folder / "datalist.json", "test")[0])
+        regions.append(Region(opened, opened.roi, WINDOW))
+    one, other = (region.place() for region in regions)
+    assert {name for name in one if one[name] != other[name]} == {"raw", "raw_axes"}
 
 
 @pytest.mark.parametrize("block", [BLOCK, (16, 16, 16), (64, 64, 64)])
