@@ -136,6 +136,7 @@ def memory_figures(
     until: str | None = None,
     workers: int | None = 2,
     block: int | None = None,
+    **changes: Any,
 ) -> list[Figure]:
     """Highest resident memory of a worker, of any task and of each, and of other processes.
 
@@ -145,13 +146,14 @@ def memory_figures(
         until: as of ``memory``.
         workers: processes at a time; None: the run's own alone.
         block: edge of a block, voxels; as the configuration chooses it if left out.
+        changes: of the configuration.
     """
     figures = []
     how = {"workers": workers, "block_size": block}
     chosen = {key: value for key, value in how.items() if value is not None}
     for edge in edges:
         place = folder / str(edge)
-        given = {**TINY, **chosen, "datalist": str(noise_volume(place, edge))}
+        given = {**TINY, **chosen, **changes, "datalist": str(noise_volume(place, edge))}
         if until == "predict":
             given["output_type"], given["num_classes"] = "labels", 2
         begin = time.perf_counter()
