@@ -100,6 +100,8 @@ class VolumeRun:
                 self._remove_unknown()
             write_config(self.state_dir / CONFIG, config)
             images.begin(self.store, how.version)
+            if not how.pyramid:
+                drop_pyramids(self.store, images.image_names(self.store))
             return made
 
         def finish() -> None:
@@ -213,8 +215,6 @@ class VolumeRun:
             tasks += self._segmentation(block)
         names = [*predict.names, *([] if predict.classes else [FRAGMENTS, SEGMENTATION])]
         size, run = self.voxel_size_nm, self.inference.settings.of_tasks()
-        if not how.pyramid:
-            drop_pyramids(store, names)
         tasks += pyramid_tasks(store, self.state_dir, names, predict.shape, size, how, **run)
         tasks += object_tasks(store, self.state_dir, predict.shape, how, **run)
         return tasks

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 import daisy
-from funlib.geometry import Coordinate, Roi
+from funlib.geometry import Coordinate
 from pydantic import Field
 
-from custom.blockwise.tracked import ProcessBlock, Tracked
+from custom.blockwise.tracked import ProcessBlock
+from custom.blockwise.volume_blocks import VolumeBlocks
 from custom.errors import InputError
 
 TWICE = "twice"  # a file that must never be there: a done block was processed again
 
 
-class Counting(Tracked):
+class Counting(VolumeBlocks):
     """Writes ``<folder>/<block>`` with the process that did it, a line for every time."""
 
     folder: Path
@@ -30,18 +31,6 @@ class Counting(Tracked):
     seconds: float = 0.0
     blind: bool = False
     context: tuple[int, int, int] = (0, 0, 0)
-    fit: Literal["shrink"] = "shrink"
-    read_write_conflict: Literal[False] = False
-
-    @property
-    def write_roi(self) -> Roi:
-        """All."""
-        return Roi((0, 0, 0), self.shape)
-
-    @property
-    def write_size(self) -> Coordinate:
-        """Of a block."""
-        return Coordinate(self.block)
 
     @property
     def context_size(self) -> Coordinate:
