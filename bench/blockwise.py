@@ -1,7 +1,7 @@
 """What segmentation in blocks costs, beside volara's plain chain, and beside the whole volume.
 
 python -m bench.blockwise [--affinities <result.zarr>] [--truth <array> --z 129,147]
-python -m bench.blockwise seams [the same]
+python -m bench.blockwise seams [the same] [--method seeded_watershed] [--sections 129,166]
 """
 
 import json
@@ -78,20 +78,31 @@ def seams(
     affinities: str | None = None,
     truth: str | None = None,
     z: tuple[int, int] | None = None,
+    method: str = "mutex_watershed",
+    sections: tuple[int, int] | None = None,
     edges: Sequence[int] = (32, 48, 64, 96, 128),
+    crops: Sequence[int] = (1, 2, 3, 5, 8),
 ) -> None:
-    """Measure what borders of blocks cost the mutex watershed, and print.
+    """Measure what borders of blocks cost a method, and print.
 
     Args:
         affinities: as of ``bench``, here and below.
         truth: as there.
         z: as there.
+        method: one of ``METHODS``.
+        sections: the first that is segmented, and the one after the last; all when left out.
         edges: of blocks, voxels.
+        crops: so many voxels are left out at the beginning of every axis, and the rest is segmented
+            in memory: what a change as harmless as this costs is no fault of the blocks.
     """
     values, labels, settings = _opened(affinities, truth)
-    scored = slice(*z) if z else slice(None)
+    first, end = sections or (0, len(labels))
+    z = (max(z[0], first) - first, z[1] - first) if z else (0, end - first)
+    values, labels = values[:, first:end] if sections else values, labels[first:end]
+    chosen = ours_with(method, settings)
     with tempfile.TemporaryDirectory() as folder:
-        print(table(seam_figures(values, labels, Path(folder), edges, settings, scored)))
+        figures = seam_figures(values, labels, Path(folder), edges, crops, chosen, slice(*z))
+        print(table(figures))
 
 
 def _opened(
@@ -162,27 +173,36 @@ def seam_figures(
     truth: NDArray[np.integer],
     folder: Path,
     edges: Sequence[int],
-    settings: dict[str, Any] | None = None,
-    scored: slice = slice(None),
+    crops: Sequence[int],
+    method: SegmentationMethod,
+    scored: slice,
 ) -> list[Figure]:
-    """VOI of the mutex watershed of the whole and in blocks, and between both.
+    """VOI of the whole, of the whole without its beginning, and in blocks; and to the whole.
 
     Args:
         values: as of ``segment_figures``, here and below.
         truth: as there.
         folder: as there.
         edges: of blocks, voxels.
-        settings: as there.
+        crops: voxels left out at the beginning of every axis.
+        method: any.
         scored: as there.
     """
-    method = ours_with("mutex_watershed", settings or {})
     whole = method(values)[scored]
     found = [Figure("seams.whole_voi", sum(variation_of_information(truth[scored], whole)), "bits")]
+    results: dict[str, tuple[int, NDArray[np.uint64]]] = {}
+    for crop in crops:
+        rest = np.ascontiguousarray(values[:, crop:, crop:, crop:])
+        kept = slice(max(scored.start - crop, 0), scored.stop - crop)
+        results[f"without_{crop}"] = crop, method(rest)[kept]
     for edge in edges:
-        blocks = ours(method, values, folder / str(edge), (edge, edge, edge))[scored]
-        for name, other in (("voi", truth[scored]), ("voi_to_whole", whole)):
-            voi = sum(variation_of_information(other, blocks))
-            found.append(Figure(f"seams.{edge}_{name}", voi, "bits"))
+        blocks = ours(method, values, folder / str(edge), (edge, edge, edge))
+        results[f"blocks_{edge}"] = 0, blocks[scored]
+    for name, (crop, segments) in results.items():
+        part = (slice(max(crop - scored.start, 0), None), slice(crop, None), slice(crop, None))
+        for against, other in (("voi", truth[scored]), ("voi_to_whole", whole)):
+            voi = sum(variation_of_information(other[part], segments))
+            found.append(Figure(f"seams.{name}_{against}", voi, "bits"))
     return found
 
 

@@ -22,9 +22,16 @@ def test_every_method_and_volara_find_the_objects_of_perfect_affinities(tmp_path
     for name in blockwise.METHODS:
         assert found[f"{name}.voi_to_whole"] == pytest.approx(0)
     assert found["volara.over_volara"] == found["volara.cpu_over_volara"] == 1
-    seams = blockwise.seam_figures(values, labels, tmp_path / "seams", (4, 10), settings)
+    method = blockwise.ours_with("mutex_watershed", settings)
+    seams = blockwise.seam_figures(
+        values, labels, tmp_path / "seams", (4, 10), (2,), method, slice(1, 6)
+    )
     assert [figure.name.removeprefix("seams.") for figure in seams] == [
         "whole_voi",
-        *(f"{edge}_{name}" for edge in (4, 10) for name in ("voi", "voi_to_whole")),
+        *(
+            f"{part}_{name}"
+            for part in ("without_2", "blocks_4", "blocks_10")
+            for name in ("voi", "voi_to_whole")
+        ),
     ]
-    assert [figure.value for figure in seams] == pytest.approx([0] * 5)
+    assert [figure.value for figure in seams] == pytest.approx([0] * 7)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from funlib.geometry import Roi
 from funlib.persistence.graphs.sql_graph_database import SQLGraphDataBase
+from numpy.typing import NDArray
 from pydantic import Field
 
 from custom.blockwise.graph_database import Graph
@@ -77,6 +78,10 @@ class ChainTask(VolumeBlocks):
         counts = [-(-n // b) for n, b in zip(self.shape, self.block, strict=True)]
         place = [int(begin) // b for begin, b in zip(roi.begin, self.block, strict=True)]
         return int(np.ravel_multi_index(place, counts)) * int(np.prod(self.block))
+
+    def block_of(self, ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The block of every fragment, in the order of ``first_id``."""
+        return (ids.astype(np.int64) - 1) // int(np.prod(self.block))
 
     def has_begun(self) -> bool:
         """Whether a block is done."""

@@ -50,20 +50,24 @@ class Solve(ChainTask):
             with self.connections() as connection:
                 graph = read_graph(connection())
             self.lut.file.parent.mkdir(parents=True, exist_ok=True)
-            self.lut.save(np.stack([graph.ids.astype(np.int64), solved(self.made_method(), graph)]))
+            segments = solved(self.made_method(), graph, self.block_of(graph.ids))
+            self.lut.save(np.stack([graph.ids.astype(np.int64), segments]))
 
         yield process
 
 
-def solved(method: SegmentationMethod, pieces: RegionGraph) -> NDArray[np.int64]:
+def solved(
+    method: SegmentationMethod, pieces: RegionGraph, blocks: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Segments of the pieces of fragments.
 
     Args:
         method: solves the graph of whole fragments.
         pieces: the graph of pieces, cut by the borders of blocks.
+        blocks: (N,) the block of every piece.
 
     Returns:
         (N,) ids from 1 on without gaps; 0 is background.
     """
-    groups = uncut(pieces)
+    groups = uncut(pieces, blocks)
     return numbered(method.solve(contracted(pieces, groups))[groups - 1])

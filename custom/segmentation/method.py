@@ -18,8 +18,9 @@ class SegmentationMethod(Protocol):
     In blocks, every block has its own ``fragments``, of affinities that reach ``context`` voxels
     beyond it; only what lies in the block is kept. Blocks that touch tell from what each saw on
     the other's side which pieces are one fragment that a border cuts, and these are united before
-    ``solve`` sees the graph. So a method decides only what it would decide on a whole volume: which
-    fragments are one segment.
+    ``solve`` sees the graph, but for fragments that touch in a block: these it has kept apart
+    (``custom.segmentation.settling.uncut``). So a method decides only what it would decide on a
+    whole volume: which fragments are one segment.
 
     With one block, ``solve`` of the fragments' graph gives what ``__call__`` gives.
 

@@ -1,5 +1,6 @@
 """Fragments that no block saw whole: judged when all of them is known."""
 
+import mwatershed
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -19,24 +20,40 @@ def united(nodes: int, edges: NDArray[np.int64]) -> NDArray[np.int64]:
         (nodes,) numbers from 1 on without gaps, in the order of each group's first node.
     """
     links = coo_array((np.ones(len(edges), dtype=np.bool_), tuple(edges.T)), (nodes, nodes))
-    _, group = connected_nodes(links, directed=False)
-    _, first, index = np.unique(group, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[index] + 1
+    return _in_order(connected_nodes(links, directed=False)[1])
 
 
-def uncut(graph: RegionGraph) -> NDArray[np.int64]:
+def uncut(graph: RegionGraph, blocks: NDArray[np.integer]) -> NDArray[np.int64]:
     """Pieces of one fragment, which borders of blocks cut, as one group.
 
     Two pieces are of one fragment when both blocks say so of more than half of the pairs of voxels
-    that touch there.
+    that touch there. Pieces that touch within a block stay apart, also where another block takes
+    them for one: pieces are united in the order of how many pairs agree, but for those that would
+    bring such two together.
 
     Args:
         graph: of pieces.
+        blocks: (N,) the block of every piece.
 
     Returns:
         (N,) numbers from 1 on without gaps.
+
+    Source:
+        Wolf et al. 2018, ECCV (mutex watershed of a graph); the implementation is mwatershed.
     """
-    return united(len(graph.ids), graph.edges[2 * graph.agreed > graph.contacts])
+    number, ends = len(graph.ids), graph.edges
+    same = 2 * graph.agreed > graph.contacts
+    groups = united(number, ends[same])
+    one, other = ends.T
+    within = (graph.contacts > 0) & (blocks[one] == blocks[other])
+    apart = within & (groups[one] == groups[other])
+    same &= np.isin(groups[one], groups[one[apart]])
+    order = np.argsort(-graph.agreed[same], kind="stable")
+    edges = [(False, *pair) for pair in ends[apart].tolist()]
+    edges += [(True, *pair) for pair in ends[same][order].tolist()]
+    roots = dict(mwatershed.cluster(edges))
+    groups[list(roots)] = number + 1 + np.array(list(roots.values()), dtype=np.int64)
+    return _in_order(groups)
 
 
 def settle(
@@ -78,6 +95,12 @@ def _grown(graph: RegionGraph, small: NDArray[np.bool_]) -> NDArray[np.int64]:
     alone = small.copy()
     alone[best.ravel()] = False
     return np.where(alone, 0, united(len(small), best))
+
+
+def _in_order(groups: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The same groups with numbers from 1 on, in the order of each one's first node."""
+    _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[index] + 1
 
 
 def numbered(groups: NDArray[np.int64]) -> NDArray[np.int64]:

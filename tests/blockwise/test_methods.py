@@ -1,5 +1,6 @@
 """Seeded watershed and connected components block by block."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from custom.blockwise.segmentation import segmentation_tasks
 from custom.metrics import variation_of_information
 from custom.segmentation.component_segmenter import ComponentSegmenter
 from custom.segmentation.fragments import connected_components
+from custom.segmentation.region_graph import region_graph
+from custom.segmentation.segmenter import MutexWatershedSegmenter
 from custom.segmentation.watershed_segmenter import SeededWatershedSegmenter
 from custom.volumes import create_ome_zarr_array
 from tests.oracles import same_partition
@@ -19,6 +22,7 @@ from tests.segmentation.laws import IN_PLANE, OFFSETS, cells, perfect
 
 VOXEL_SIZE_NM = (40.0, 4.0, 8.0)
 SHAPE = (11, 14, 17)
+FACES = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
 BLOCKS = [pytest.param((6, 5, 17), id="whole along an axis"), pytest.param((4, 14, 9), id="uneven")]
 
 
@@ -70,6 +74,27 @@ def test_components_are_those_of_the_whole_volume(block, small, threshold, min_a
     expected = method(affinities)
     assert len(np.unique(fragments)) > len(np.unique(expected)) > 3
     assert same_partition(found, expected)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MutexWatershedSegmenter(OFFSETS, bias=-0.7),
+        SeededWatershedSegmenter(OFFSETS, seed_distance=3, threshold=None),
+    ],
+    ids=["mutex watershed", "seeded watershed"],
+)
+def test_no_block_unites_what_another_keeps_apart(method, tmp_path):
+    found, fragments = segmented(
+        tmp_path, noisy(cells((16, 22, 26), number=8)), (8, 11, 13), method
+    )
+    assert len(np.unique(found)) < 0.9 * len(np.unique(fragments))
+    for block in product((0, 8), (0, 11), (0, 13)):
+        box = tuple(slice(b, b + n) for b, n in zip(block, (8, 11, 13), strict=True))
+        graph = region_graph(fragments[box], np.zeros((3, 8, 11, 13), np.uint8), FACES)
+        ends = [[found[box][fragments[box] == graph.ids[i]][0] for i in e] for e in graph.edges]
+        assert len(ends) > 3
+        assert all(one != other for one, other in ends)
 
 
 def test_without_an_offset_along_z_sections_stay_apart(tmp_path):

@@ -130,8 +130,24 @@ def test_a_group_is_judged_where_any_part_of_it_was():
 
 def test_pieces_are_one_fragment_where_most_of_their_border_says_so():
     graph = line([1] * 5, [1] * 5, [1] * 5, [0] * 4, contacts=[4, 5, 0, 1], agreed=[2, 3, 0, 1])
-    assert uncut(graph).tolist() == [1, 2, 2, 3, 3]
-    assert uncut(replace(graph, agreed=np.zeros(4, int))).tolist() == [1, 2, 3, 4, 5]
+    assert uncut(graph, np.arange(5)).tolist() == [1, 2, 2, 3, 3]
+    separate = replace(graph, agreed=np.zeros(4, int))
+    assert uncut(separate, np.arange(5)).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_pieces_that_touch_within_a_block_stay_apart_whatever_another_block_says():
+    """Block 0 has pieces 0, 1 and 4; to block 1 they are one, with its own 2, which 3 goes on."""
+    edges = [[0, 1], [0, 2], [1, 2], [2, 3], [2, 4]]
+    graph = replace(
+        line([1] * 5, [1] * 5, [1] * 5, [0] * 4),
+        edges=np.array(edges),
+        contacts=np.array([3, 12, 20, 5, 4]),
+        agreed=np.array([0, 9, 18, 5, 4]),
+    )
+    assert uncut(graph, np.array([0, 0, 1, 2, 0])).tolist() == [1, 2, 2, 2, 2]
+    swapped = replace(graph, agreed=np.array([0, 12, 11, 5, 4]))
+    assert uncut(swapped, np.array([0, 0, 1, 2, 0])).tolist() == [1, 2, 1, 1, 1]
+    assert uncut(graph, np.arange(5)).tolist() == [1, 1, 1, 1, 1]
 
 
 def test_groups_are_numbered_by_their_first_node():
