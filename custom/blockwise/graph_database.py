@@ -8,6 +8,7 @@ import uuid
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -184,7 +185,8 @@ def graph_of(database: Mapping[str, Any] | None, state_dir: Path, volume: str) -
     Args:
         database: None: a file in ``state_dir``; else of a PostgreSQL server ``host``, ``name`` and
             where needed ``port``, ``user`` and ``password_env``. Every volume has a database of its
-            own there: ``<name>_<volume>``.
+            own there: ``<name>_<volume>``, where _ stands for other characters than a to z, 0 to 9
+            and _, and eight characters of a sha256 follow a volume that has any.
         state_dir: folder of the run's state.
         volume: id of the volume.
 
@@ -195,7 +197,7 @@ def graph_of(database: Mapping[str, Any] | None, state_dir: Path, volume: str) -
         return SqliteGraph(path=state_dir / "graph.db")
     check_keys(database, DATABASE_KEYS, "a key of database")
     settings = {"host": "localhost", "name": "emseg", **database}
-    name = re.sub(r"[^a-z0-9_]+", "_", f"{settings['name']}_{volume}".lower())
+    name = f"{_plain(str(settings['name']))}_{_distinct(volume)}"
     if not re.match("[a-z_]", name) or len(name) > 63:
         raise InputError(
             f"database.name and the volume's id give the name '{name}' of a database, which must "
@@ -204,6 +206,17 @@ def graph_of(database: Mapping[str, Any] | None, state_dir: Path, volume: str) -
     graph = PostgresGraph(**{**settings, "name": name}, owner=_owner(state_dir))
     graph.claim()
     return graph
+
+
+def _plain(name: str) -> str:
+    """The name with nothing but what the name of a database may have."""
+    return re.sub(r"[^a-z0-9_]+", "_", name.lower())
+
+
+def _distinct(volume: str) -> str:
+    """The id where a database may have it, else a name that no other id gives."""
+    plain = _plain(volume)
+    return plain if plain == volume else f"{plain}_{sha256(volume.encode()).hexdigest()[:8]}"
 
 
 def _owner(state_dir: Path) -> str:

@@ -128,7 +128,7 @@ def test_a_mistake_is_one_sentence_before_any_work(project: Path) -> None:
 
 
 def test_worker_processes_build_what_they_need_from_the_configuration(project: Path) -> None:
-    infer(project, "workers", workers=2, threads=2, **BLOCKS)
+    infer(project, "workers", workers=1, threads=2, **BLOCKS)
     for name in ("affinities", "labels/segmentation"):
         found = array(project, "workers", name)
         assert found.any()

@@ -104,4 +104,12 @@ def test_the_mark_of_a_run_stays(tmp_path: Path, monkeypatch):
     one, same = (graph_of({}, tmp_path / "a", "Vol 1") for _ in range(2))
     other = graph_of({}, tmp_path / "b", "Vol 1")
     assert one.owner == same.owner != other.owner
-    assert one.name == "emseg_vol_1"
+
+
+def test_every_volume_has_a_database_of_its_own(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(PostgresGraph, "claim", lambda self: None)
+    ids = ("vol_1", "Vol_1", "vol.1", "vol 1", "vol__1")
+    names = [graph_of({}, tmp_path, volume).name for volume in ids]
+    assert names[0] == "emseg_vol_1" and names[-1] == "emseg_vol__1"
+    assert all(name.startswith("emseg_vol_1_") for name in names[1:-1])
+    assert len(set(names)) == len(ids)
