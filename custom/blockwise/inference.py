@@ -1,10 +1,15 @@
 """Inference of volumes of any size, block by block, as a chain of tasks for each."""
 
+import logging
+
 from custom.blockwise.settings import BlockSettings
+from custom.errors import InputError
 from custom.inferers import TokenSlidingWindowInferer
 from custom.output import ModelLoader, SegmentationWriter, dataset_ids, refuse_places
 from custom.preflight import Preflight
 from custom.running import running_config
+
+logger = logging.getLogger(__name__)
 
 
 class BlockwiseInference:
@@ -37,16 +42,37 @@ class BlockwiseInference:
         self.preflight = preflight
 
     def run(self) -> None:
-        """All volumes, one after the other.
+        """All volumes, one after the other, also after one of which blocks failed.
 
         Raises:
-            InputError: the model does not fit, something else is at the place of a result, the disk
-                is too small, or blocks failed.
+            InputError: the model does not fit, something else is at the place of a result, raw of
+                a volume is constant, the disk is too small, or blocks failed.
         """
-        from custom.blockwise.volume_run import volume_runs  # volara is slow to import
+        from custom.blockwise.records import FailedBlocksError  # daisy is slow to import
+        from custom.blockwise.volume_run import volume_runs
 
         refuse_places(self.writer.output_dir, dataset_ids(self.writer.dataset))
         description = self.loader.load()
+        volumes = list(volume_runs(self, description))
         self.preflight()
-        for volume in volume_runs(self, description):
-            volume.run(running_config())
+        failed: dict[str, InputError] = {}
+        for volume in volumes:
+            try:
+                volume.run(running_config())
+            except FailedBlocksError as error:
+                logger.error("%s: %s", volume.id, error)
+                failed[volume.id] = error
+        if failed:
+            raise _end(failed, len(volumes))
+
+
+def _end(failed: dict[str, InputError], number: int) -> InputError:
+    """One sentence for all volumes of which blocks failed."""
+    first, error = next(iter(failed.items()))
+    if number == 1:
+        return error
+    others = "the others are done" if len(failed) < number else "none is done"
+    return InputError(
+        f"{len(failed)} of {number} volumes failed ({', '.join(failed)}), {others}; of '{first}': "
+        f"{error}"
+    )

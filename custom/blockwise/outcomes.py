@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from custom.blockwise.block_progress import BlockProgress
-from custom.blockwise.records import FAILED, failures
+from custom.blockwise.records import FAILED, FailedBlocksError, failures
 from custom.blockwise.tracked import Tracked
 from custom.errors import InputError
 
@@ -63,15 +63,15 @@ def refuse_failures(outcomes: Sequence[Outcome], tasks: Sequence[Tracked]) -> No
         tasks: in the same order.
 
     Raises:
-        InputError: with the first failure of the first such task; or blocks are left though none
-            failed.
+        FailedBlocksError: with the first failure of the first such task.
+        InputError: blocks are left though none failed.
     """
     for number, (outcome, task) in enumerate(zip(outcomes, tasks, strict=True)):
         if not outcome.failed:
             continue
         waiting = [f"'{later.name}'" for later in outcomes[number + 1 :]]
         which = f" ({', '.join(waiting)} wait for them)" if waiting else ""
-        raise InputError(
+        raise FailedBlocksError(
             f"{outcome.failed} of {outcome.total} blocks of '{task.name}' failed{which}, "
             f"{_first_failure(task)}; what each said is in '{task.meta_dir / FAILED}', and the "
             f"same command tries them again"

@@ -26,6 +26,10 @@ class EndOfRunError(InputError):
     """A mistake that no block can get around: the run ends at once, with this sentence."""
 
 
+class FailedBlocksError(InputError):
+    """Blocks of a volume failed; those of other volumes may not."""
+
+
 def here() -> str:
     """This process, in a record."""
     return worker_name(os.getpid())

@@ -1,5 +1,6 @@
 """Inference runs of the bundle, block by block, on a tiny project; one training serves all."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,44 @@ def test_a_mistake_is_one_sentence_before_any_work(project: Path) -> None:
     said = tiny.mistake(lambda: infer(project, "wrong", **wrong))
     assert "block_size must be" in said
     assert not (project / "wrong").exists()
+
+
+def several(project: Path, value: float, **of_the_second: Any) -> Path:
+    """A datalist of three volumes; all voxels of a section of the second one are ``value``."""
+    data = project / "data"
+    raw = open_store(data / "synthetic.zarr" / "raw" / "s0").read().result().astype(np.float32)
+    raw[:, 50] = value
+    np.save(data / "odd.npy", raw)
+    datalist = json.loads((data / "datalist.json").read_text())
+    (good,) = datalist["validation"]
+    window = {"intensity_window": [0, 255]}
+    size = {"voxel_size_nm": dict.fromkeys(("raw", "labels"), tiny.VOXEL_SIZE)}
+    odd = {**good, "id": "odd", "raw": "odd.npy", **size, **of_the_second}
+    datalist["test"] = [{**good, **window, "id": "one"}, odd, {**good, **window, "id": "two"}]
+    path = data / "several.json"
+    path.write_text(json.dumps(datalist))
+    return path
+
+
+def test_blocks_that_fail_leave_the_other_volumes_alone(project: Path) -> None:
+    changes = {**BLOCKS, "section": "test", "source": "raw", "retries": 0}
+    datalist = str(several(project, float("nan"), intensity_window=[0, 255]))
+    said = tiny.mistake(lambda: infer(project, "several", datalist=datalist, **changes))
+    assert said.startswith("1 of 3 volumes failed (odd), the others are done; of 'odd': ")
+    assert "NaN" in said and "tries them again" in said
+    done = {name: project / "several" / f"{name}.zarr" for name in ("one", "odd", "two")}
+    assert [is_complete(path) for path in done.values()] == [True, False, True]
+    datalist = str(several(project, 7.0, intensity_window=[0, 255]))
+    infer(project, "several", datalist=datalist, **changes)
+    assert all(is_complete(path) for path in done.values())
+
+
+def test_a_volume_that_cannot_be_read_is_spoken_of_before_any_work(project: Path) -> None:
+    changes = {**BLOCKS, "section": "test", "source": "raw"}
+    datalist = str(several(project, float("nan")))
+    said = tiny.mistake(lambda: infer(project, "unread", datalist=datalist, **changes))
+    assert "odd.npy holds NaN" in said
+    assert not (project / "unread").exists()
 
 
 def test_worker_processes_build_what_they_need_from_the_configuration(project: Path) -> None:
